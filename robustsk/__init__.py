@@ -1,0 +1,51 @@
+"""Adversarial robustness as an ordinary part of scikit-learn work.
+
+Everything that is typed often can be imported from here; it is loaded when it
+is first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attacks": [
+        "AdversarialAugmentation",
+        "BIM",
+        "FGSM",
+        "MIM",
+        "PGD",
+        "register_converter",
+    ],
+    "datasets": ["fetch_cifar10", "fetch_cifar100", "fetch_mnist", "load_digits_images"],
+    "defenses": ["PGDATClassifier", "SPATClassifier", "StandardClassifier", "TRADESClassifier"],
+    "ensembles": ["EnsembleCCE"],
+    "inspection": ["RobustnessCurveDisplay"],
+    "losses": [],
+    "metrics": [
+        "MostRobust",
+        "attack_success_rate",
+        "make_adversarial_scorer",
+        "robust_accuracy",
+        "score_adversarial",
+    ],
+    "models": ["get_model", "list_models"],
+    "training": [],
+}
+_WHERE = {name: package for package, names in _HOME.items() for name in names}
+
+__all__ = sorted([*_HOME, *_WHERE, "__version__"])
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _WHERE:
+        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

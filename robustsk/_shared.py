@@ -1,0 +1,48 @@
+"""Constructor parameters and their documentation, written once per family.
+
+A subclass names its own hyperparameters and passes the rest on with
+``**common``. scikit-learn, however, reads the parameters of an estimator off
+the signature of its ``__init__``. :class:`SharedParameters` therefore gives
+every subclass the full signature, and puts the shared part of the
+documentation where the class docstring says ``%(shared_parameters)s`` and
+``%(shared_attributes)s``.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+
+class SharedParameters:
+    """Give subclasses the signature and documentation of their bases."""
+
+    _shared_parameters_doc = ""
+    _shared_attributes_doc = ""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            _complete_signature(cls)
+        if cls.__doc__:
+            doc = inspect.cleandoc(cls.__doc__)
+            for part in ("parameters", "attributes"):
+                text = inspect.cleandoc(getattr(cls, f"_shared_{part}_doc"))
+                doc = doc.replace(f"%(shared_{part})s", text)
+            cls.__doc__ = doc
+
+
+def _complete_signature(cls):
+    """Put the parameters behind ``**common`` into the signature of `__init__`."""
+    init = vars(cls)["__init__"]
+    own = dict(inspect.signature(init).parameters)
+    if own.pop("common", None) is None:
+        return
+    merged = list(own.values())
+    for name, parameter in inspect.signature(super(cls, cls).__init__).parameters.items():
+        if name not in own:
+            by_keyword = parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            merged.append(
+                parameter.replace(kind=parameter.KEYWORD_ONLY) if by_keyword else parameter
+            )
+    merged.sort(key=lambda p: p.kind)
+    init.__signature__ = inspect.Signature(merged)

@@ -1,0 +1,32 @@
+"""Data sets for work on adversarial robustness, in the manner of :mod:`sklearn.datasets`.
+
+* ``load_*`` functions read data that is already on the machine: scikit-learn's digits as images
+  (:func:`load_digits_images`), or a folder or tar file of images, one folder per class
+  (:func:`load_image_folder`).
+* ``fetch_*`` functions read the standard benchmarks of the field (:func:`fetch_mnist`,
+  :func:`fetch_cifar10`, :func:`fetch_cifar100`) and download them where they are missing.
+  :func:`get_data_home` says where they are kept.
+* ``make_*`` functions draw synthetic problems whose robustness is understood:
+  :func:`make_striped_images`, :func:`make_concentric_spheres` and :func:`make_robust_nonrobust`.
+
+Images are float32 arrays of shape ``(n_samples, n_channels, height, width)`` with values in
+[0, 1], so the bounds of the input domain are the same for every image data set here.
+"""
+
+from ._base import get_data_home
+from ._digits import load_digits_images
+from ._fetch import fetch_cifar10, fetch_cifar100, fetch_mnist
+from ._generators import make_concentric_spheres, make_robust_nonrobust, make_striped_images
+from ._image_folder import load_image_folder
+
+__all__ = [
+    "fetch_cifar10",
+    "fetch_cifar100",
+    "fetch_mnist",
+    "get_data_home",
+    "load_digits_images",
+    "load_image_folder",
+    "make_concentric_spheres",
+    "make_robust_nonrobust",
+    "make_striped_images",
+]

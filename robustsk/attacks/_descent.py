@@ -1,0 +1,133 @@
+"""The one descent loop that the gradient attacks share."""
+
+from __future__ import annotations
+
+import torch
+
+#: Finished samples are dropped from the batch once they are this share of it:
+#: copying the survivors costs less than computing the finished ones again.
+_COMPACT_AT = 0.25
+
+
+def descend(
+    batch,
+    *,
+    n_steps,
+    step_size,
+    random_start="none",
+    start_std=0.001,
+    n_restarts=1,
+    momentum=None,
+):
+    """Run projected steepest ascent on a batch.
+
+    Parameters
+    ----------
+    batch : AttackBatch
+    n_steps : int
+    step_size : float
+        In the units of the data.
+    random_start : {"none", "uniform", "gaussian"}, default="none"
+    start_std : float, default=0.001
+        Standard deviation of the gaussian start, in the units of the data.
+    n_restarts : int, default=1
+        Number of runs; only the first one without a random start.
+    momentum : float, optional
+        Decay of the accumulated, l1-normalised gradient (MI-FGSM).
+
+    Returns
+    -------
+    torch.Tensor of the shape of ``batch.x``
+    """
+    runs = n_restarts if random_start != "none" else 1
+    options = {
+        "n_steps": n_steps,
+        "step_size": step_size,
+        "random_start": random_start,
+        "start_std": start_std,
+        "momentum": momentum,
+    }
+    if batch.keep == "last" and runs == 1:
+        return _steps(batch, **options)
+    best = batch.x.clone()
+    best_value = torch.full((len(best),), -torch.inf, device=best.device, dtype=best.dtype)
+    solved = torch.zeros(len(best), dtype=torch.bool, device=best.device)
+    for run in range(runs):
+        todo = torch.arange(len(best), device=best.device)
+        if batch.keep == "first":
+            todo = todo[~solved]
+        if len(todo) == 0:
+            break
+        whole = len(todo) == len(best)
+        z, fooled, value = _run(batch if whole else batch.select(todo), run, **options)
+        # the first run that fools the victim wins, and before that the highest objective
+        better = ~solved[todo] & (fooled | (value > best_value[todo]))
+        kept = todo[better]
+        best[kept], best_value[kept] = z[better], value[better]
+        solved[todo] |= fooled
+    return best
+
+
+def _steps(batch, *, n_steps, step_size, random_start, start_std, momentum):
+    """Run all steps and return the last iterate: forward and input gradient, nothing else."""
+    z = batch.ball.random_start(random_start, batch.noise, 0, start_std)
+    velocity = None
+    for _ in range(n_steps):
+        _, _, gradient = batch.value_and_gradient(z)
+        if momentum is not None:
+            gradient = velocity = _accumulate(velocity, gradient, momentum)
+        z = batch.ball.ascend(z, gradient, step_size)
+    return z
+
+
+def _accumulate(velocity, gradient, momentum):
+    size = gradient.flatten(1).abs().sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    gradient = gradient / size.reshape(-1, *([1] * (gradient.ndim - 1)))
+    return gradient if velocity is None else momentum * velocity + gradient
+
+
+def _run(batch, stream, *, n_steps, step_size, random_start, start_std, momentum):
+    """Return the result of one run, where it fools the victim, and its objective."""
+    z = batch.ball.random_start(random_start, batch.noise, stream, start_std)
+    result = z.clone()
+    hit = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    alive = torch.arange(len(z), device=z.device)
+    velocity = None
+
+    for _ in range(n_steps):
+        logits, _, gradient = batch.value_and_gradient(z)
+        if batch.keep != "last":
+            now = batch.fooled(logits)
+            if batch.keep == "first":
+                now = now & ~hit[alive]
+            result[alive[now]] = z[now]
+            hit[alive[now]] = True
+        if batch.keep == "first":
+            left = ~hit[alive]
+            n_left = int(left.sum())
+            if n_left == 0:
+                alive = alive[left]
+                break
+            if n_left <= (1 - _COMPACT_AT) * len(alive):
+                batch, alive = batch.select(left), alive[left]
+                z, gradient = z[left], gradient[left]
+                velocity = None if velocity is None else velocity[left]
+        if momentum is not None:
+            gradient = velocity = _accumulate(velocity, gradient, momentum)
+        z = batch.ball.ascend(z, gradient, step_size)
+
+    value = torch.full(hit.shape, -torch.inf, device=z.device, dtype=z.dtype)
+    if len(alive) == 0:
+        return result, hit, value
+    if batch.keep == "last":
+        result = z
+    with torch.no_grad():
+        logits = batch.victim(z)
+        value[alive] = batch.value(logits).to(value)
+    if batch.keep != "last":
+        now = batch.fooled(logits)
+        # an iterate that fools is never given up for a later one that does not
+        take = ~hit[alive] if batch.keep == "first" else now | ~hit[alive]
+        result[alive[take]] = z[take]
+        hit[alive] |= now
+    return result, hit, value

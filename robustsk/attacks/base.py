@@ -1,0 +1,641 @@
+"""The two faces of every attack.
+
+The torch face, :meth:`BaseAttack.perturb`, works on one batch of tensors and
+is what adversarial training calls. The scikit-learn face (`fit`, `transform`,
+`generate`, `fit_resample`) takes arrays; it is written here once. An attack
+defines its hyperparameters and one method, `_attack_batch`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
+from tqdm import tqdm
+
+from .._containers import check_labels, dataset_labels, is_dataset, like, to_array
+from .._shared import SharedParameters
+from ._noise import SampleNoise
+from .objectives import Objective, resolve_objective
+from .targets import Victim, as_victim
+from .threat import Ball, check_eps, check_norm, settle
+
+
+@dataclass
+class AttackBatch:
+    """All that an attack needs to know about one batch.
+
+    Attributes
+    ----------
+    victim : Victim
+        Frozen.
+    x : torch.Tensor of shape (n, ...)
+    y : torch.Tensor of shape (n,)
+        Class indices to move away from.
+    target : torch.Tensor of shape (n,) or None
+        Class indices to reach.
+    ball : Ball
+    objective : Objective
+    noise : SampleNoise
+    keep : {"last", "worst", "first"}
+        What to return: the last iterate (training); the last one, but never
+        losing an iterate that fooled the victim; or the first that did, after
+        which no more work is spent on the sample (evaluation).
+    """
+
+    victim: Victim
+    x: torch.Tensor
+    y: torch.Tensor
+    target: torch.Tensor | None
+    ball: Ball
+    objective: Objective
+    noise: SampleNoise
+    keep: str
+    clean_logits: torch.Tensor | None = None
+
+    def select(self, index):
+        """Return the batch restricted to the samples in `index`."""
+        return replace(
+            self,
+            x=self.x[index],
+            y=self.y[index],
+            target=None if self.target is None else self.target[index],
+            ball=self.ball.select(index),
+            noise=self.noise.select(index),
+            clean_logits=None if self.clean_logits is None else self.clean_logits[index],
+        )
+
+    def value(self, logits):
+        """Return the objective, shape (n,)."""
+        return self.objective(logits, self.y, self.target, self.clean_logits)
+
+    def value_and_gradient(self, z):
+        """Return logits, objective and its gradient with respect to `z`."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            logits = self.victim(z)
+            value = self.value(logits)
+            if not value.requires_grad:
+                raise ValueError(
+                    f"No gradient reaches the input of {self.victim.name}: is something "
+                    "detached or computed outside of torch on the way?"
+                )
+            (gradient,) = torch.autograd.grad(value.sum(), z)
+        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        return logits.detach(), value.detach(), gradient
+
+    def fooled(self, logits):
+        """Return where the attack has reached its goal, shape (n,)."""
+        predicted = logits.argmax(1)
+        return predicted != self.y if self.target is None else predicted == self.target
+
+
+class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Base class of all attacks.
+
+    Subclasses define `__init__` with their own hyperparameters (passing the
+    rest on as ``**common``) and `_attack_batch`.
+    """
+
+    #: Norms the attack can deal with.
+    supported_norms = (np.inf, 2.0, 1.0)
+    #: Whether the victim must be differentiable.
+    needs_gradients = True
+
+    _shared_parameters_doc = """
+    norm : {inf, 2, 1, "linf", "l2", "l1"}, default=inf
+        Norm in which the perturbation is measured.
+    eps : float or array-like, default=None
+        Largest perturbation, in the units of the data. An array holds one
+        value per feature (with norm 2 or 1 the ball becomes an ellipsoid).
+        None means 8/255 for the inf norm, 0.5 for the 2-norm and 12 for the
+        1-norm, which are customary on images in [0, 1].
+    clip : "auto", None or (low, high), default="auto"
+        Valid range of the data. "auto" learns it in `fit` (or takes what a
+        robustsk estimator learned in its own): per feature for tables, one
+        range for all pixels of images. A pair of numbers or arrays fixes it,
+        e.g. ``(0, 1)``; None means no box.
+    target : None, label, "least_likely", "random" or array, default=None
+        Class to be reached. None means untargeted: away from the true class.
+        An array holds one label per sample.
+    mask : array-like of bool, default=None
+        Where a feature may change; False freezes it.
+    bn_mode : {"eval", "train"}, default="eval"
+        How batch normalisation behaves during the attack. Its running
+        statistics are left as they were in either case.
+    batch_size : int, default=256
+        Samples attacked at a time by `transform` and `generate`.
+    device : str or torch.device, default="auto"
+        Where to compute. "auto" is wherever the victim lives; otherwise a copy
+        of the victim is used and the victim itself is never moved.
+    random_state : int, RandomState or None, default=None
+        Source of all randomness. With an int, a sample gets the same noise
+        whatever the batch size and the order of the data.
+    verbose : bool or int, default=0
+        Whether to show a progress bar.
+"""
+
+    _shared_attributes_doc = """
+    Attributes
+    ----------
+    estimator_ : object
+        What is attacked.
+    clip_bounds_ : tuple of (ndarray, ndarray)
+        Smallest and largest value seen in `fit`.
+    n_features_in_ : int
+        Number of features seen in `fit`.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features seen in `fit`, if they are all strings.
+"""
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        norm=np.inf,
+        eps=None,
+        clip="auto",
+        target=None,
+        mask=None,
+        bn_mode="eval",
+        batch_size=256,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.norm = norm
+        self.eps = eps
+        self.clip = clip
+        self.target = target
+        self.mask = mask
+        self.bn_mode = bn_mode
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @abstractmethod
+    def _attack_batch(self, batch):
+        """Return the perturbed batch.
+
+        Parameters
+        ----------
+        batch : AttackBatch
+
+        Returns
+        -------
+        torch.Tensor of the shape of ``batch.x``
+        """
+
+    # --- torch face ------------------------------------------------------------------
+
+    def perturb(self, model, x, y=None, objective=None, *, bounds=None, seed=None, keep="last"):
+        """Attack one batch of tensors.
+
+        Parameters
+        ----------
+        model : Victim, torch.nn.Module or fitted estimator
+            What to attack.
+        x : torch.Tensor of shape (n, ...)
+            Clean samples, on the device and in the dtype of the model.
+        y : torch.Tensor of shape (n,), optional
+            Class indices. None means the predictions of the model.
+        objective : str, callable or Objective, optional
+            What to ascend, unless the attack has been given an objective of
+            its own.
+        bounds : tuple of (low, high), optional
+            Valid range to use where ``clip="auto"``.
+        seed : int, optional
+            Seed of this call. None draws one from `random_state`.
+        keep : {"last", "worst", "first"}, default="last"
+            Return the last iterate; the last one unless only an earlier one
+            fooled the model; or the first one that did.
+
+        Returns
+        -------
+        torch.Tensor of the shape of `x`
+            Detached.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from robustsk.attacks import PGD
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = torch.nn.Linear(4, 3), torch.rand(2, 4)
+        >>> x_adv = PGD(eps=0.1, clip=(0, 1), random_state=0).perturb(model, x)
+        >>> bool((x_adv - x).abs().max() <= 0.1 + 1e-7)
+        True
+        """
+        victim = as_victim(model, attack=type(self).__name__)
+        norm = check_norm(self.norm, self.supported_norms)
+        eps = self._effective_eps(norm, tuple(x.shape[1:]))
+        if self.bn_mode not in ("eval", "train"):
+            raise ValueError(f"bn_mode must be 'eval' or 'train', got {self.bn_mode!r}.")
+        if len(x) == 0:
+            return x.detach().clone()
+        if seed is None:
+            seed = self._draw_seed()
+        lower, upper = self._box(bounds)
+        x = x.detach()
+        with victim.frozen(self.bn_mode):
+            batch = AttackBatch(
+                victim=victim,
+                x=x,
+                y=y,
+                target=None,
+                ball=Ball(
+                    x,
+                    norm,
+                    eps if isinstance(eps, float) else torch.tensor(eps, device=x.device),
+                    None if lower is None else torch.tensor(lower, device=x.device),
+                    None if upper is None else torch.tensor(upper, device=x.device),
+                ),
+                objective=self._resolve_objective(objective),
+                noise=SampleNoise(x, seed),
+                keep=keep,
+            )
+            self._complete(batch)
+            return self._attack_batch(batch).detach()
+
+    def _resolve_objective(self, objective):
+        return resolve_objective(objective)
+
+    def _complete(self, batch):
+        """Fill in what depends on the clean prediction."""
+        by_prediction = isinstance(self.target, str) and self.target in ("least_likely", "random")
+        if batch.y is None or batch.objective.needs_clean or by_prediction:
+            with torch.no_grad():
+                batch.clean_logits = batch.victim(batch.x)
+        if batch.y is None:
+            batch.y = batch.clean_logits.argmax(1)
+        if self.target is None:
+            return
+        if by_prediction:
+            others = batch.clean_logits.scatter(1, batch.y[:, None], np.inf)
+            if self.target == "least_likely":
+                batch.target = others.argmin(1)
+            else:
+                n_others = batch.clean_logits.shape[1] - 1
+                drawn = (batch.noise.scalar(7919) * n_others).long().clamp_max(n_others - 1)
+                batch.target = drawn + (drawn >= batch.y)
+            return
+        target = encode_labels(self.target, batch.victim.classes, "target")
+        batch.target = torch.as_tensor(target, device=batch.x.device).expand(len(batch.x))
+
+    def _effective_eps(self, norm, sample_shape):
+        """Return the radius, with frozen features given the radius zero."""
+        eps = check_eps(self.eps, norm, sample_shape)
+        if self.mask is None:
+            return eps
+        mask = np.asarray(self.mask)
+        if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+            raise ValueError("mask must be boolean: True where a feature may change.")
+        try:
+            mask = np.broadcast_to(mask.astype(bool), sample_shape)
+        except ValueError as error:
+            raise ValueError(
+                f"mask has shape {mask.shape}, but one sample has shape {sample_shape}."
+            ) from error
+        return np.where(mask, eps, 0.0)
+
+    def _box(self, bounds):
+        if self.clip is None:
+            return None, None
+        if isinstance(self.clip, str):
+            if self.clip != "auto":
+                raise ValueError(f"clip must be 'auto', None or (low, high), got {self.clip!r}.")
+            return (None, None) if bounds is None else bounds
+        try:
+            low, high = (np.asarray(v, dtype=np.float64) for v in self.clip)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"clip must be 'auto', None or (low, high), got {self.clip!r}.") from (
+                error
+            )
+        if np.any(low > high):
+            raise ValueError(f"clip=(low, high) has low > high: {self.clip!r}.")
+        return low, high
+
+    def _draw_seed(self):
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+
+    # --- scikit-learn face -----------------------------------------------------------
+
+    def fit(self, X, y=None):
+        """Learn the valid range of the data, and a surrogate if there is no victim.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+            Data in the units in which `eps` is given.
+        y : array-like of shape (n_samples,), optional
+            Labels. Only used where `estimator` is None: a standardised
+            logistic regression is then fitted and attacked in place of an
+            unknown model (a transfer attack).
+
+        Returns
+        -------
+        self
+        """
+        if self.estimator is None:
+            if y is None and is_dataset(X):
+                y = dataset_labels(X)
+            if y is None:
+                raise ValueError(
+                    f"{type(self).__name__} requires y to be passed, but the target y is None: "
+                    "without `estimator` a surrogate is fitted on (X, y)."
+                )
+            X, y = validate_data(
+                self, to_array(X), check_labels(y), dtype=_FLOATS, allow_nd=True, reset=True
+            )
+            if X.ndim != 2:
+                raise ValueError(
+                    f"X has shape {X.shape}: without `estimator` the surrogate is a logistic "
+                    "regression, which needs a 2-D X. Pass the model to attack as `estimator`."
+                )
+            surrogate = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            self.estimator_ = surrogate.fit(X, y)
+            victim = as_victim(self.estimator_)
+        else:
+            victim = as_victim(self.estimator, attack=type(self).__name__)
+            X = validate_data(self, to_array(X), dtype=_FLOATS, allow_nd=True, reset=True)
+            self.estimator_ = self.estimator
+        if isinstance(self.clip, str) and len(X) == 1:
+            raise ValueError(
+                "clip='auto' learns the valid range from the data and has been given 1 sample: "
+                "pass more samples, clip=(low, high), or clip=None."
+            )
+        norm = check_norm(self.norm, self.supported_norms)
+        self._effective_eps(norm, X.shape[1:])
+        self._box(None)
+        self.clip_bounds_ = learn_bounds(X, victim.is_image)
+        return self
+
+    def transform(self, X):
+        """Return adversarial examples against the victim's own predictions.
+
+        True labels are not used, so none can leak.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+
+        Returns
+        -------
+        X_adv : same container, shape and floating dtype as `X`
+        """
+        return self.generate(X)
+
+    def generate(self, X, y=None):
+        """Return adversarial examples against the labels given.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,), optional
+            True labels. None means the victim's predictions.
+
+        Returns
+        -------
+        X_adv : same container, shape and floating dtype as `X`
+            A sample for which any iterate fooled the victim is one that does.
+        """
+        victim = self._victim()
+        bounds = self._known_bounds(victim)
+        values = to_array(X)
+        if hasattr(self, "n_features_in_"):
+            values = validate_data(self, values, dtype=_FLOATS, allow_nd=True, reset=False)
+        else:
+            values = check_array(values, dtype=_FLOATS, allow_nd=True)
+        return like(self.run(values, y, victim, bounds=bounds, original=X), X)
+
+    def fit_resample(self, X, y, labels="predicted"):
+        """Append adversarial copies to the data.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...)
+        y : array-like of shape (n_samples,)
+        labels : {"predicted", "true"}, default="predicted"
+            What the attack moves away from. The true labels make a stronger
+            augmentation, but what they leak into the data can be learned from.
+
+        Returns
+        -------
+        X_resampled : ndarray or DataFrame of shape (2 * n_samples, ...)
+            The data, followed by one adversarial copy of every row.
+        y_resampled : ndarray or Series of shape (2 * n_samples,)
+        """
+        if labels not in ("predicted", "true"):
+            raise ValueError(f"labels must be 'predicted' or 'true', got {labels!r}.")
+        self.fit(X, y)
+        X_adv = self.generate(X, y if labels == "true" else None)
+        return stack(X, X_adv), stack(y, y)
+
+    def run(self, X, y, victim, *, bounds=None, keep="worst", original=None):
+        """Attack validated arrays batch by batch; what all other methods call.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_samples, ...)
+            Finite floating-point data.
+        y : array-like of shape (n_samples,) or None
+        victim : Victim
+        bounds : tuple of (low, high), optional
+            Valid range where ``clip="auto"``.
+        keep : {"last", "worst", "first"}, default="worst"
+        original : object, optional
+            What the user passed as X, for warnings.
+
+        Returns
+        -------
+        ndarray of the shape and dtype of `X`
+        """
+        norm = check_norm(self.norm, self.supported_norms)
+        eps = self._effective_eps(norm, X.shape[1:])
+        lower, upper = self._box(bounds)
+        if not isinstance(self.clip, str):
+            check_range(X, lower, upper)
+        warn_about_units(X if original is None else original, eps)
+        victim = victim.to(None if self.device in ("auto", None) else self.device)
+        index = None if y is None else encode_labels(check_labels(y), victim.learn_classes(X), "y")
+        if index is not None:
+            check_consistent_length(X, index)
+        targets = None
+        if self.target is not None and np.ndim(self.target) == 1:
+            targets = np.asarray(self.target)
+            check_consistent_length(X, targets)
+        seed = self._draw_seed()
+        device = victim.device
+        result = np.empty(X.shape, dtype=X.dtype)
+        progress = tqdm(
+            total=len(X), desc=type(self).__name__, unit="sample", disable=not self.verbose
+        )
+        with progress, victim.frozen(self.bn_mode):
+            for start in range(0, len(X), self.batch_size):
+                rows = slice(start, start + self.batch_size)
+                source = torch.from_numpy(np.array(X[rows], order="C"))
+                x = source.to(device, victim.dtype)
+                y_batch = None if index is None else torch.from_numpy(index[rows]).to(device)
+                attack = self if targets is None else _with_target(self, targets[rows])
+                z = attack.perturb(victim, x, y_batch, bounds=bounds, seed=seed, keep=keep)
+                moved = (z - x).cpu()
+                z = z.cpu() if victim.dtype == source.dtype else source + moved.to(source.dtype)
+                result[rows] = settle(z, source, norm, eps, lower, upper).numpy()
+                progress.update(len(source))
+        return result
+
+    def _victim(self):
+        model = getattr(self, "estimator_", self.estimator)
+        if model is None:
+            raise NotFittedError(
+                f"This {type(self).__name__} has no model to attack: pass a fitted one as "
+                "`estimator`, or call fit(X, y) to attack a surrogate."
+            )
+        return as_victim(model, attack=type(self).__name__)
+
+    def _known_bounds(self, victim):
+        """Return the range for clip="auto"; a box made up from `X` would be too small."""
+        if not isinstance(self.clip, str):
+            return None
+        bounds = getattr(self, "clip_bounds_", victim.bounds)
+        if bounds is None:
+            raise NotFittedError(
+                f"This {type(self).__name__} is not fitted yet, and clip='auto' learns the valid "
+                "range from the training data: call fit(X_train) first, or pass clip=(0, 1) "
+                "(or clip=None for no box)."
+            )
+        return bounds
+
+    def __sklearn_is_fitted__(self):
+        if hasattr(self, "estimator_"):
+            return True
+        try:
+            self._known_bounds(self._victim())
+        except (NotFittedError, TypeError):
+            return False
+        return True
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = self.estimator is None
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+
+_FLOATS = [np.float64, np.float32]
+
+
+def learn_bounds(X, is_image):
+    """Return the smallest and largest valid value seen in `X`.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, ...)
+    is_image : bool
+        Whether rows are flattened images. For images one range holds for all
+        pixels: a pixel that happens to be constant may still be attacked.
+
+    Returns
+    -------
+    tuple of (ndarray, ndarray)
+        Of shape () for images, of the shape of one sample for tables.
+    """
+    axis = None if is_image or X.ndim > 2 else 0
+    return np.asarray(X.min(axis=axis), float), np.asarray(X.max(axis=axis), float)
+
+
+def check_range(X, lower, upper):
+    """Raise if `X` lies outside of an explicit box by more than rounding."""
+    if lower is None:
+        return
+    slack = 1e-6 * np.maximum(upper - lower, 1e-30)
+    if np.any(lower - slack > X) or np.any(upper + slack < X):
+        raise ValueError(
+            f"X lies in [{X.min():g}, {X.max():g}], outside of clip=[{np.min(lower):g}, "
+            f"{np.max(upper):g}]. Give clip in the units of the data (and eps as well), or "
+            "rescale the data, e.g. X / 255."
+        )
+
+
+def warn_about_units(X, eps):
+    """Warn where bytes meet a radius that is meant for [0, 1]."""
+    if getattr(X, "dtype", None) in (np.uint8, torch.uint8) and 0 < np.max(eps) < 1:
+        warnings.warn(
+            f"X holds bytes (0 to 255) and eps={np.max(eps):g} is less than one of their steps: "
+            "rescale the data to [0, 1] (X / 255), or give eps in units of 0 to 255.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def encode_labels(labels, classes, what):
+    """Turn labels into class indices.
+
+    Parameters
+    ----------
+    labels : array-like or scalar
+    classes : ndarray or None
+        Labels in the order of the logits; None where classes are 0, 1, 2, ...
+    what : str
+        Name of the argument, for messages.
+
+    Returns
+    -------
+    ndarray of int64, of the shape of `labels`
+    """
+    labels = np.asarray(labels)
+    if labels.ndim:
+        labels = column_or_1d(labels)
+    if classes is None:
+        if not np.issubdtype(labels.dtype, np.integer) and not np.array_equal(
+            labels, labels.astype(np.int64) if labels.dtype.kind in "fb" else None
+        ):
+            raise ValueError(
+                f"{what} holds labels of type {labels.dtype}, but a torch module knows its "
+                "classes only as 0, 1, 2, ...: pass class indices."
+            )
+        return labels.astype(np.int64)
+    order = np.argsort(classes)
+    try:
+        position = np.searchsorted(classes, labels, sorter=order).clip(0, len(classes) - 1)
+        index = order[position]
+        known = classes[index] == labels
+    except TypeError:  # strings against numbers do not compare
+        known = np.zeros(labels.shape, dtype=bool)
+        index = known
+    if not np.all(known):
+        unknown = np.unique(np.atleast_1d(labels)[~np.atleast_1d(known)])[:5].tolist()
+        raise ValueError(
+            f"{what} contains labels that the model has not been trained on: {unknown}. "
+            f"It knows {np.asarray(classes)[:10].tolist()}."
+        )
+    return np.asarray(index, dtype=np.int64)
+
+
+def _with_target(attack, target):
+    other = object.__new__(type(attack))
+    other.__dict__.update(attack.__dict__)
+    other.target = target
+    return other
+
+
+def stack(first, second):
+    """Concatenate two equal containers along the samples."""
+    if hasattr(first, "iloc"):
+        import pandas as pd
+
+        return pd.concat([first, second], ignore_index=True)
+    if isinstance(first, torch.Tensor):
+        return torch.cat([first, second.to(first)])
+    return np.concatenate([np.asarray(to_array(first)), np.asarray(second)])

@@ -1,0 +1,58 @@
+"""What the projected-gradient attacks have in common."""
+
+from __future__ import annotations
+
+import numbers
+
+import numpy as np
+
+from .base import BaseAttack
+from .objectives import resolve_objective
+from .threat import check_eps, check_norm
+
+RANDOM_STARTS = ("none", "uniform", "gaussian")
+
+
+class BaseGradientAttack(BaseAttack):
+    """Base class of the attacks that follow the gradient of an objective."""
+
+    _shared_parameters_doc = """
+    objective : {"ce", "cw", "dlr", "kl"} or callable, default=None
+        What is ascended: cross-entropy, the margin of Carlini and Wagner, the
+        difference of logits ratio, the divergence from the clean prediction,
+        or a callable ``f(logits, y)`` returning one loss per sample. None
+        means what the defence asks for during adversarial training, and
+        cross-entropy otherwise.
+""" + BaseAttack._shared_parameters_doc.lstrip("\n")
+
+    def __init__(self, estimator=None, *, objective=None, **common):
+        super().__init__(estimator, **common)
+        self.objective = objective
+
+    def _radius(self, x):
+        norm = check_norm(self.norm, self.supported_norms)
+        return float(np.max(check_eps(self.eps, norm, tuple(x.shape[1:]))))
+
+    def _resolve_objective(self, objective):
+        return resolve_objective(objective if self.objective is None else self.objective)
+
+
+def check_count(value, name):
+    """Validate a number of steps or restarts."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return int(value)
+
+
+def check_length(value, name):
+    """Validate a step size or standard deviation."""
+    if not isinstance(value, numbers.Real) or not np.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+    return float(value)
+
+
+def check_start(value):
+    """Validate the kind of random start."""
+    if value not in RANDOM_STARTS:
+        raise ValueError(f"random_start must be one of {RANDOM_STARTS}, got {value!r}.")
+    return value

@@ -1,0 +1,446 @@
+"""What can be attacked.
+
+:func:`as_victim` answers once, for every attack: it turns a torch module, a
+skorch net, one of our estimators or a fitted scikit-learn object into a
+:class:`Victim`, a differentiable map from raw data to logits. scikit-learn
+objects are rebuilt in torch, in float64, by converters; third parties add
+their own with :func:`register_converter`.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager
+from functools import singledispatch
+
+import numpy as np
+import torch
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    RobustScaler,
+    StandardScaler,
+)
+from sklearn.svm import LinearSVC
+from sklearn.utils.validation import check_is_fitted
+from torch import nn
+
+_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
+
+
+class NoGradientError(TypeError):
+    """Raised when a white-box attack meets a model without gradients."""
+
+
+class Victim:
+    """A model seen by an attack: a differentiable map from data to logits.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Maps a batch of raw data to logits of shape (n, n_classes). A single
+        logit, shape (n,) or (n, 1), is read as that of the second of two
+        classes; of several outputs the first one counts.
+    classes : array-like of shape (n_classes,), optional
+        Labels in the order of the logits. None means 0, 1, 2, ...
+    dtype : torch.dtype, optional
+        What the data are cast to. None means that of the first parameter.
+    bounds : tuple of (ndarray, ndarray), optional
+        Smallest and largest valid value, known from the training data.
+    is_image : bool, default=False
+        Whether a flat row is an image in disguise.
+    name : str, optional
+        What error messages call the model.
+    """
+
+    def __init__(self, module, *, classes=None, dtype=None, bounds=None, is_image=False, name=None):
+        self.module = module
+        self.classes = None if classes is None else np.asarray(classes)
+        self.dtype = _dtype_of(module) if dtype is None else dtype
+        self.bounds = bounds
+        self.is_image = is_image
+        self.name = name or type(module).__name__
+        self._frozen = False
+
+    @property
+    def device(self):
+        """Where the model lives."""
+        tensor = next(_tensors(self.module), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    def __call__(self, x):
+        """Return the logits of the batch `x`, shape (n, n_classes)."""
+        logits = two_logits(self.module(x))
+        if logits.ndim != 2 or len(logits) != len(x):
+            raise ValueError(
+                f"{self.name} must return logits of shape (n_samples, n_classes) and returned "
+                f"{tuple(logits.shape)} for {len(x)} samples."
+            )
+        return logits
+
+    def learn_classes(self, X):
+        """Return `classes`, counting the logits of one sample where they are unknown."""
+        if self.classes is None and len(X):
+            with self.frozen(), torch.no_grad():
+                x = torch.from_numpy(np.array(X[:1])).to(self.device, self.dtype)
+                self.classes = np.arange(self(x).shape[1])
+        return self.classes
+
+    def to(self, device):
+        """Return this victim on `device`; the user's model is never moved."""
+        if device is None or torch.device(device) == self.device:
+            return self
+        other = copy.copy(self)
+        other.module = copy.deepcopy(self.module).to(device)
+        return other
+
+    @contextmanager
+    def frozen(self, bn_mode="eval"):
+        """Attack mode: evaluation behaviour, no parameter gradients, all restored.
+
+        Parameters
+        ----------
+        bn_mode : {"eval", "train"}, default="eval"
+            With "train", batch normalisation uses the statistics of the batch
+            while its running averages stay as they are.
+        """
+        if self._frozen:
+            yield self
+            return
+        modules = list(self.module.modules())
+        modes = [m.training for m in modules]
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        statistics = []
+        self._frozen = True
+        try:
+            for p in parameters:
+                p.requires_grad_(False)
+            for m in modules:
+                m.training = False
+                if bn_mode == "train" and isinstance(m, _BATCH_NORM):
+                    m.training = True
+                    statistics.append((m, {k: b.clone() for k, b in m.named_buffers()}))
+            yield self
+        finally:
+            self._frozen = False
+            for p in parameters:
+                p.requires_grad_(True)
+            for m, mode in zip(modules, modes, strict=True):
+                m.training = mode
+            for m, buffers in statistics:
+                for key, value in buffers.items():
+                    getattr(m, key).copy_(value)
+
+
+def two_logits(output):
+    """Bring the output of a classifier into the shape (n, n_classes)."""
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    if output.ndim == 1:
+        output = output[:, None]
+    if output.ndim == 2 and output.shape[1] == 1:
+        output = torch.cat([torch.zeros_like(output), output], dim=1)
+    return output
+
+
+def _tensors(module):
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _dtype_of(module):
+    return next((t.dtype for t in _tensors(module) if t.is_floating_point()), torch.float32)
+
+
+# --- from anything to a victim -------------------------------------------------------
+
+
+def as_victim(model, *, attack=None):
+    """Return the :class:`Victim` that `model` is.
+
+    Parameters
+    ----------
+    model : object
+        A torch module, a skorch net, a robustsk estimator, a fitted
+        scikit-learn classifier with a converter, a pipeline or a search over
+        such, or a `FrozenEstimator` around any of them.
+    attack : str, optional
+        Name of the attack, for the error message.
+
+    Returns
+    -------
+    Victim
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If `model` is not fitted.
+    NoGradientError
+        If no gradient can flow through `model`.
+    """
+    if isinstance(model, Victim):
+        return model
+    if isinstance(model, nn.Module):
+        return Victim(model)
+    if isinstance(model, type):
+        raise TypeError(f"Give a fitted instance of {model.__name__}, not the class.")
+    if isinstance(model, FrozenEstimator):
+        return as_victim(model.estimator, attack=attack)
+    check_victim_fitted(model)
+    if isinstance(model, BaseSearchCV):
+        return as_victim(model.best_estimator_, attack=attack)
+    if hasattr(model, "__robustsk_victim__"):
+        return model.__robustsk_victim__()
+    if isinstance(model, Pipeline):
+        return _pipeline_victim(model, attack)
+    if hasattr(model, "module_") and hasattr(model, "criterion_"):
+        return _skorch_victim(model)
+    module = _convert(model, attack)
+    return Victim(
+        module,
+        classes=getattr(model, "classes_", None),
+        dtype=torch.float64,
+        name=type(model).__name__,
+    )
+
+
+def check_victim_fitted(model):
+    """Raise a helpful NotFittedError unless `model` is fitted."""
+    if isinstance(model, nn.Module):
+        return
+    try:
+        check_is_fitted(model)
+    except NotFittedError as error:
+        raise NotFittedError(
+            f"The attacked {type(model).__name__} is not fitted. Fit it first. If it was fitted, "
+            "it has been cloned since (by a Pipeline, GridSearchCV or cross-validation, which "
+            "clone the steps they are given): wrap it, as in "
+            "PGD(sklearn.frozen.FrozenEstimator(clf)), and it stays fitted."
+        ) from error
+    except TypeError as error:
+        raise NoGradientError(
+            f"{type(model).__name__} is neither a torch module nor an estimator."
+        ) from error
+
+
+def _skorch_victim(net):
+    criterion = type(net.criterion_).__name__
+    module = net.module_
+    if criterion == "NLLLoss":  # skorch takes the logarithm of what the module returns
+        module = _LogProbabilities(module)
+    return Victim(module, classes=getattr(net, "classes_", None), name=type(net).__name__)
+
+
+class _LogProbabilities(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        p = self.module(x)
+        p = p[0] if isinstance(p, (tuple, list)) else p
+        return torch.log(p + torch.finfo(p.dtype).eps)
+
+
+class _Chain(nn.Module):
+    """Preprocessing in float64, then a victim in its own precision."""
+
+    def __init__(self, steps, victim):
+        super().__init__()
+        self.steps = nn.Sequential(*steps)
+        self.last = victim.module
+        self.dtype = victim.dtype
+
+    def forward(self, x):
+        return self.last(self.steps(x).to(self.dtype))
+
+
+def _pipeline_victim(pipeline, attack):
+    *steps, last = [s for _, s in pipeline.steps if s is not None and s != "passthrough"]
+    victim = as_victim(last, attack=attack)
+    chain = _Chain([_convert(step, attack) for step in steps], victim).to(victim.device)
+    return Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")
+
+
+# --- converters ----------------------------------------------------------------------
+
+
+@singledispatch
+def to_module(estimator):
+    """Rebuild a fitted scikit-learn object as a torch module (see `register_converter`)."""
+    raise NoGradientError(type(estimator).__name__)
+
+
+def register_converter(cls, function=None):
+    """Teach white-box attacks to differentiate through a type of their own.
+
+    Parameters
+    ----------
+    cls : type
+        The scikit-learn compatible class.
+    function : callable, optional
+        ``function(fitted_estimator)`` returning a torch module in float64 that
+        does what `transform` does, or returns logits in the order of
+        `classes_` (a single logit is that of the second class). Without it
+        the call is a decorator.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from sklearn.base import BaseEstimator, TransformerMixin
+    >>> from robustsk.attacks import register_converter
+    >>> class Cube(TransformerMixin, BaseEstimator):
+    ...     def fit(self, X, y=None):
+    ...         self.n_features_in_ = X.shape[1]
+    ...         return self
+    ...     def transform(self, X):
+    ...         return X**3
+    >>> class TorchCube(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x**3
+    >>> _ = register_converter(Cube, lambda fitted: TorchCube())
+    """
+    return to_module.register(cls) if function is None else to_module.register(cls, function)
+
+
+def _convert(estimator, attack):
+    if isinstance(estimator, FrozenEstimator):
+        return _convert(estimator.estimator, attack)
+    check_victim_fitted(estimator)
+    try:
+        return to_module(estimator).double()
+    except NoGradientError as error:
+        raise NoGradientError(
+            f"{attack or 'This attack'} follows gradients and {type(estimator).__name__} has "
+            f"none: {_alternatives()}, or teach it with "
+            "robustsk.attacks.register_converter."
+        ) from error
+
+
+def _alternatives():
+    """Name the attacks that need no gradients, and otherwise the way round."""
+    from .._discovery import all_attacks
+
+    names = [cls.__name__ for cls in all_attacks() if not cls.needs_gradients]
+    if names:
+        return f"use a black-box attack ({', '.join(names)})"
+    return (
+        "attack a differentiable stand-in, e.g. PGD(LogisticRegression().fit(X, y)), "
+        "and score what it generates"
+    )
+
+
+class _Affine(nn.Module):
+    """x @ weight + bias, or element-wise where `weight` is a vector."""
+
+    def __init__(self, weight=None, bias=None):
+        super().__init__()
+        for name, value in (("weight", weight), ("bias", bias)):
+            value = None if value is None else torch.as_tensor(np.array(value, dtype=np.float64))
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        if self.weight is not None:
+            x = x @ self.weight if self.weight.ndim == 2 else x * self.weight
+        return x if self.bias is None else x + self.bias
+
+
+class _Clamp(nn.Module):
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, x):
+        return x.clamp(self.low, self.high)
+
+
+class _RowNormalise(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.order = {"l1": 1, "l2": 2, "max": np.inf}[norm]
+
+    def forward(self, x):
+        length = torch.linalg.vector_norm(x, ord=self.order, dim=1, keepdim=True)
+        return x / torch.where(length == 0, torch.ones_like(length), length)
+
+
+@to_module.register
+def _(step: StandardScaler):
+    scale = None if step.scale_ is None else 1.0 / step.scale_
+    if step.mean_ is None or not step.with_mean:
+        return _Affine(scale)
+    return _Affine(scale, -step.mean_ * (1.0 if scale is None else scale))
+
+
+@to_module.register
+def _(step: MinMaxScaler):
+    scaled = _Affine(step.scale_, step.min_)
+    return nn.Sequential(scaled, _Clamp(*step.feature_range)) if step.clip else scaled
+
+
+@to_module.register
+def _(step: MaxAbsScaler):
+    return _Affine(1.0 / step.scale_)
+
+
+@to_module.register
+def _(step: RobustScaler):
+    scale = 1.0 / step.scale_ if step.with_scaling else None
+    if not step.with_centering:
+        return _Affine(scale)
+    return _Affine(scale, -step.center_ * (1.0 if scale is None else scale))
+
+
+@to_module.register
+def _(step: Normalizer):
+    return _RowNormalise(step.norm)
+
+
+@to_module.register
+def _(step: PCA):
+    components = step.components_.T
+    if step.whiten:
+        spread = np.sqrt(step.explained_variance_)
+        components = components / np.maximum(spread, np.finfo(spread.dtype).eps)
+    return _Affine(components, -step.mean_ @ components)
+
+
+@to_module.register
+def _(step: FunctionTransformer):
+    if step.func is not None:
+        raise NoGradientError(type(step).__name__)
+    return nn.Identity()
+
+
+@to_module.register(LogisticRegression)
+@to_module.register(LinearSVC)
+@to_module.register(SGDClassifier)
+@to_module.register(RidgeClassifier)
+@to_module.register(LinearDiscriminantAnalysis)
+def _linear(model):
+    return _Affine(np.atleast_2d(model.coef_).T, model.intercept_)
+
+
+_ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+@to_module.register
+def _(model: MLPClassifier):
+    if not hasattr(model, "_label_binarizer") or model._label_binarizer.y_type_.startswith(
+        "multilabel"
+    ):
+        raise NoGradientError("multilabel MLPClassifier")
+    layers = []
+    for weight, bias in zip(model.coefs_, model.intercepts_, strict=True):
+        layers += [_Affine(weight, bias), _ACTIVATIONS[model.activation]()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,329 @@
+"""What an adversary may do: norm balls, boxes, frozen features.
+
+A :class:`Ball` is the set of points an attack may reach from each sample of
+one batch. It knows how to project onto itself, which direction of unit length
+ascends a gradient fastest, and how to draw a random start; every attack works
+through it and is thereby valid for every norm it supports.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+#: Perturbation sizes that are customary on images in [0, 1], per norm.
+DEFAULT_EPS = {np.inf: 8 / 255, 2.0: 0.5, 1.0: 12.0}
+
+#: Fraction of the features that one l1 step moves. Moving only the steepest
+#: one is the exact answer but needs very many steps (Tramèr and Boneh, 2019,
+#: "Adversarial training and robustness for multiple perturbations", Sec. 4.1).
+L1_FRACTION = 0.05
+
+_NAMES = {
+    "inf": np.inf, "linf": np.inf, "l_inf": np.inf, "l2": 2.0, "2": 2.0, "l1": 1.0, "1": 1.0,
+}  # fmt: skip
+
+
+def check_norm(norm, supported=(np.inf, 2.0, 1.0)):
+    """Turn any spelling of a norm into ``inf``, ``2.0`` or ``1.0``.
+
+    Parameters
+    ----------
+    norm : {inf, 2, 1, "linf", "l2", "l1"}
+        The norm as a number or a name.
+    supported : tuple of float
+        The norms that the caller can deal with.
+
+    Returns
+    -------
+    float
+
+    Examples
+    --------
+    >>> from robustsk.attacks.threat import check_norm
+    >>> check_norm("linf"), check_norm(2)
+    (inf, 2.0)
+    """
+    value = None
+    if isinstance(norm, str):
+        value = _NAMES.get(norm.strip().lower())
+    elif isinstance(norm, (int, float, np.number)) and not isinstance(norm, bool):
+        value = float(norm)
+    if value is None or value not in supported:
+        names = ", ".join("inf" if np.isinf(s) else f"{s:g}" for s in supported)
+        raise ValueError(f"norm={norm!r} is not supported; use one of {names}.")
+    return value
+
+
+def check_eps(eps, norm, sample_shape):
+    """Validate a perturbation size.
+
+    Parameters
+    ----------
+    eps : float, array-like or None
+        Radius of the ball, or one radius per feature. None means the default
+        of the norm.
+    norm : float
+        As returned by :func:`check_norm`.
+    sample_shape : tuple of int
+        Shape of one sample, to which an array must broadcast.
+
+    Returns
+    -------
+    float or ndarray of shape `sample_shape`
+    """
+    if eps is None:
+        return DEFAULT_EPS[norm]
+    try:
+        values = np.asarray(eps, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"eps must be a number or an array of numbers, got {eps!r}.") from error
+    if not np.all(np.isfinite(values)) or np.any(values < 0):
+        raise ValueError(
+            f"eps must be finite and not negative, got {eps!r}. It is the largest perturbation "
+            "allowed, in the units of the data."
+        )
+    if values.ndim == 0:
+        return float(values)
+    try:
+        return np.broadcast_to(values, sample_shape)
+    except ValueError as error:
+        raise ValueError(
+            f"eps has shape {values.shape}, but one sample has shape {tuple(sample_shape)}: "
+            "give one number, or an array that broadcasts to one sample."
+        ) from error
+
+
+def _positive(values):
+    """Make norms fit to divide by."""
+    return values.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _flat(x):
+    return x.reshape(len(x), -1)
+
+
+def _column(values, like):
+    return values.reshape(-1, *([1] * (like.ndim - 1)))
+
+
+def project_l1(delta, radius):
+    """Euclidean projection of each row onto the l1 ball.
+
+    Parameters
+    ----------
+    delta : torch.Tensor of shape (n, d)
+    radius : float
+
+    Returns
+    -------
+    torch.Tensor of shape (n, d)
+
+    References
+    ----------
+    Duchi, Shalev-Shwartz, Singer and Chandra (2008), "Efficient projections
+    onto the l1-ball for learning in high dimensions", Figure 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustsk.attacks.threat import project_l1
+    >>> project_l1(torch.tensor([[3.0, 1.0, 0.0]]), 1.0)
+    tensor([[1., 0., 0.]])
+    """
+    magnitude = delta.abs()
+    ordered = magnitude.sort(dim=1, descending=True).values
+    excess = ordered.cumsum(1) - radius
+    count = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+    support = (ordered * count > excess).sum(1, keepdim=True).clamp_min(1)
+    threshold = excess.gather(1, support - 1) / support
+    shrunk = delta.sign() * (magnitude - threshold).clamp_min(0)
+    inside = magnitude.sum(1, keepdim=True) <= radius
+    return torch.where(inside, delta, shrunk)
+
+
+class Ball:
+    """The points reachable from each sample of a batch.
+
+    Parameters
+    ----------
+    x : torch.Tensor of shape (n, ...)
+        Clean samples.
+    norm : {inf, 2.0, 1.0}
+        Norm in which the perturbation is measured.
+    eps : float or torch.Tensor
+        Radius. A tensor holds one radius per feature; with `norm` 2 or 1 the
+        ball is then the ellipsoid ``||delta / eps|| <= 1``. A feature whose
+        radius is zero never changes.
+    lower, upper : torch.Tensor or None
+        Valid range, broadcastable to `x`. A sample that starts outside of it
+        is never pushed further out.
+    """
+
+    def __init__(self, x, norm, eps, lower=None, upper=None):
+        self.x = x
+        self.norm = norm
+        if isinstance(eps, torch.Tensor):
+            self.radius = float(eps.max()) if eps.numel() else 0.0
+            self.weight = (eps / self.radius if self.radius else torch.zeros_like(eps)).to(x)
+        else:
+            self.radius = float(eps)
+            self.weight = None
+        if lower is not None:
+            lower = torch.minimum(lower.to(x), x)
+            upper = torch.maximum(upper.to(x), x)
+        if norm == np.inf:
+            reach = self.radius if self.weight is None else self.radius * self.weight
+            low, high = x - reach, x + reach
+            lower = low if lower is None else torch.maximum(low, lower)
+            upper = high if upper is None else torch.minimum(high, upper)
+        self.lower, self.upper = lower, upper
+
+    def select(self, index):
+        """Return the ball around the samples in `index` only."""
+        other = object.__new__(Ball)
+        other.__dict__.update(self.__dict__)
+        other.x = self.x[index]
+        if self.lower is not None:
+            other.lower, other.upper = self.lower[index], self.upper[index]
+        return other
+
+    def _to_unit(self, delta):
+        """From the data's units to those in which the ball is round."""
+        if self.weight is None:
+            return delta
+        return torch.where(self.weight > 0, delta / self.weight.clamp_min(1e-30), 0.0)
+
+    def _to_data(self, delta):
+        return delta if self.weight is None else delta * self.weight
+
+    def project(self, z):
+        """Project `z` onto the ball, then onto the box."""
+        if self.norm != np.inf:
+            unit = self._to_unit(z - self.x)
+            if self.norm == 2:
+                length = _positive(torch.linalg.vector_norm(_flat(unit), dim=1))
+                unit = unit * _column((self.radius / length).clamp_max(1.0), unit)
+            else:
+                unit = project_l1(_flat(unit), self.radius).reshape(unit.shape)
+            z = self.x + self._to_data(unit)
+        if self.lower is None:
+            return z
+        return torch.clamp(z, self.lower, self.upper)
+
+    def ascend(self, z, gradient, size):
+        """Take a step of length `size` in the steepest direction, then project.
+
+        Parameters
+        ----------
+        z, gradient : torch.Tensor of shape (n, ...)
+        size : float
+            Length of the step in the norm of the ball (in the largest radius
+            where each feature has its own).
+        """
+        gradient = self._to_data(gradient)
+        if self.norm == np.inf:
+            direction = gradient.sign()
+        elif self.norm == 2:
+            length = _positive(torch.linalg.vector_norm(_flat(gradient), dim=1))
+            direction = gradient / _column(length, gradient)
+        else:
+            direction = self._sparse_direction(z, gradient)
+        return self.project(z + size * self._to_data(direction))
+
+    def _sparse_direction(self, z, gradient):
+        if self.lower is not None:
+            # a feature at the edge of its range has nowhere to go
+            stuck = ((z >= self.upper) & (gradient > 0)) | ((z <= self.lower) & (gradient < 0))
+            gradient = gradient.masked_fill(stuck, 0.0)
+        flat = _flat(gradient)
+        k = max(1, round(L1_FRACTION * flat.shape[1]))
+        top = flat.abs().topk(k, dim=1).indices
+        direction = torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign() / k)
+        return direction.reshape(gradient.shape)
+
+    def random_start(self, kind, noise, stream, std):
+        """Draw a starting point.
+
+        Parameters
+        ----------
+        kind : {"none", "uniform", "gaussian"}
+            The sample itself, uniform in the ball, or the sample plus normal
+            noise of standard deviation `std`.
+        noise : SampleNoise
+        stream : int
+            Number of the restart.
+        std : float
+        """
+        if kind == "none":
+            return self.x.clone()
+        if kind == "gaussian":
+            delta = std * noise.normal(stream)
+            if self.weight is not None:
+                delta = delta * (self.weight > 0)
+            return self.project(self.x + delta)
+        n_features = _flat(self.x).shape[1]
+        if self.norm == np.inf:
+            unit = 2.0 * noise.uniform(stream) - 1.0
+        elif self.norm == 2:
+            direction = noise.normal(stream)
+            length = _positive(torch.linalg.vector_norm(_flat(direction), dim=1))
+            length = noise.scalar(stream) ** (1.0 / n_features) / length
+            unit = direction * _column(length, direction)
+        else:
+            # normalised exponentials with one to spare are uniform in the simplex
+            magnitude = -torch.log(noise.uniform(stream))
+            sign = (noise.uniform(stream + 5000) > 0.5).to(magnitude) * 2 - 1
+            total = _flat(magnitude).sum(1) - torch.log(noise.scalar(stream))
+            unit = sign * magnitude / _column(total, magnitude)
+        return self.project(self.x + self.radius * self._to_data(unit))
+
+
+def settle(z, x, norm, eps, lower=None, upper=None):
+    """Round a perturbed sample into its ball and box, in its own dtype.
+
+    Rounding ``x + delta`` to floating point can leave the ball by a bit, which
+    honest evaluation must not allow. The perturbation is recomputed in float64
+    and every feature rounded towards the clean sample.
+
+    Parameters
+    ----------
+    z, x : torch.Tensor of shape (n, ...)
+        Perturbed and clean samples. The result has the dtype of `x`.
+    norm : {inf, 2.0, 1.0}
+    eps : float or ndarray
+        Radius, or one per feature.
+    lower, upper : ndarray or None
+        Valid range, broadcastable to one sample.
+
+    Returns
+    -------
+    torch.Tensor of shape (n, ...)
+    """
+    info = torch.finfo(x.dtype)
+    clean = x.double()
+    delta = z.double() - clean
+    if lower is not None:
+        low = torch.minimum(torch.tensor(lower, dtype=torch.float64), clean)
+        high = torch.maximum(torch.tensor(upper, dtype=torch.float64), clean)
+        delta = torch.clamp(clean + delta, low, high) - clean
+    radius = torch.tensor(eps, dtype=torch.float64)
+    if norm == np.inf:
+        rounded = radius.to(x.dtype)  # a bound that float32 arithmetic respects as well
+        rounded = torch.where(
+            rounded.double() > radius, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
+        ).double()
+        delta = torch.clamp(delta, -rounded, rounded)
+    else:
+        unit = torch.where(radius > 0, delta / radius.clamp_min(1e-300), 0.0)
+        delta = torch.where(radius > 0, delta, 0.0)
+        length = torch.linalg.vector_norm(_flat(unit), ord=norm, dim=1)
+        # the slack covers whoever sums the squares in the dtype of the data
+        target = 1.0 - 16 * info.eps
+        shrink = torch.where(length > target, target / length.clamp_min(1e-300), 1.0)
+        delta = delta * _column(shrink, delta)
+    candidate = (clean + delta).to(x.dtype)
+    for _ in range(2):
+        too_far = (candidate.double() - clean).abs() > delta.abs()
+        candidate = torch.where(too_far, torch.nextafter(candidate, x), candidate)
+    return candidate

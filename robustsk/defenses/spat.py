@@ -1,0 +1,181 @@
+"""SPAT: self-paced adversarial training."""
+
+from __future__ import annotations
+
+from torch.nn import functional as F
+
+from ..attacks import Objective
+from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
+from ..models import CosineLinear, forward_with_features, get_classifier, replace_classifier
+from .base import BaseDefense
+
+
+class SPATClassifier(BaseDefense):
+    """Self-paced adversarial training on a cosine head.
+
+    The last linear layer is replaced by a normalised one, so that logits are
+    ``s * cos_j``. The accuracy term weights each cosine by a gate that is
+    computed anew in every forward pass (``g_t = 1 - cos_y + beta`` for the true
+    class, ``g_j = cos_j + beta`` for the others); the robustness term asks for
+    consistent predictions, most of all where they differ most::
+
+        L = CE(g * s * cos(x), y) + lam * (alpha * KL(p || p') + sum_j k_j**2)
+        k_j = p_j * log(p_j / p'_j)
+
+    with ``p`` and ``p'`` the softmax of ``s * cos`` at `x` and at the
+    adversarial `x'`, which ascends the same robustness term.
+
+    Parameters
+    ----------
+    module : str, torch.nn.Module class or instance, default=None
+        The network, whose last linear layer is replaced. None means an MLP for
+        tables and a small CNN for images; a string names a network of
+        :mod:`robustsk.models`.
+    s : float, default=5.0
+        Scale of the cosines.
+    alpha : float, default=0.2
+        Weight of the divergence within the robustness term.
+    beta : float, default=0.2
+        Smoothing of the gates.
+    lam : float, default=6.0
+        Weight of the robustness term.
+    detach_gates : bool, default=False
+        Whether to treat gates as constants. The source differentiates them:
+        the true logit then peaks at a cosine of ``(1 + beta) / 2``.
+    clamp_gates : bool, default=False
+        Whether to cut gates off at zero; otherwise a false class with a
+        cosine below ``-beta`` has a negative one.
+    form : {"literal", "shifted"}, default="literal"
+        Gated logits of Eq. 3.10, or those of the first public code release,
+        whose true logit increases with the cosine throughout.
+    self_paced : bool, default=True
+        Ablation (Table 3.7): False sets all gates to 1, which gives plain
+        normalised cross-entropy.
+    consistency : {"self_paced", "kl"}, default="self_paced"
+        Ablation (Table 3.7): "kl" replaces the robustness term by
+        ``KL(p || p')`` with weight 1.
+    head : {"cosine", "linear"}, default="cosine"
+        Ablation (Table 3.8): "linear" keeps the network's own last layer and
+        takes gates from the cosines between its weights and its input. With
+        ``self_paced=False`` and ``consistency="kl"`` that is TRADES.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    See Also
+    --------
+    TRADESClassifier : Fixed weights and a linear head.
+
+    Notes
+    -----
+    The small scale `s` weakens the gradient of the cross-entropy, so that PGD
+    overestimates the robustness of this defence: compare with an attack on
+    the margin, ``PGD(objective="cw")``, as well.
+
+    References
+    ----------
+    Hou (2022), "Adversarial training for improving the robustness of deep
+    neural networks", MSc thesis, University of Alberta, Eqs. 3.9 to 3.15,
+    Algorithm 1.
+
+    Examples
+    --------
+    >>> from robustsk import SPATClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> clf = SPATClassifier(max_epochs=8, adversary__eps=0.1, random_state=0)
+    >>> clf = clf.fit(X[:1000], y[:1000])
+    >>> bool(clf.score_adversarial(X[1000:1200], y[1000:1200]) > 0.4)
+    True
+    """
+
+    _default_adversary = {"random_start": "gaussian"}
+
+    def __init__(
+        self,
+        module=None,
+        *,
+        s=5.0,
+        alpha=0.2,
+        beta=0.2,
+        lam=6.0,
+        detach_gates=False,
+        clamp_gates=False,
+        form="literal",
+        self_paced=True,
+        consistency="self_paced",
+        head="cosine",
+        **common,
+    ):
+        super().__init__(module, **common)
+        self.s = s
+        self.alpha = alpha
+        self.beta = beta
+        self.lam = lam
+        self.detach_gates = detach_gates
+        self.clamp_gates = clamp_gates
+        self.form = form
+        self.self_paced = self_paced
+        self.consistency = consistency
+        self.head = head
+
+    def build_module(self, **facts):
+        """Return the network with a cosine head."""
+        for name, allowed in (
+            ("head", ("cosine", "linear")),
+            ("consistency", ("self_paced", "kl")),
+            ("form", ("literal", "shifted")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+        module = super().build_module(**facts)
+        if self.head == "linear":
+            return module
+        return replace_classifier(
+            module, lambda n_in, n_out: CosineLinear(n_in, n_out, scale=self.s)
+        )
+
+    def attack_objective(self):
+        """Return the robustness term."""
+        return Objective(self._ascended, needs_clean=True)
+
+    def _ascended(self, logits, y, target, clean):
+        if target is not None:
+            return -F.cross_entropy(logits, target, reduction="none")
+        return self._robustness(clean, logits)
+
+    def _robustness(self, logits, logits_adv):
+        if self.consistency == "kl":
+            return kl_divergence(logits, logits_adv)
+        return self_paced_consistency(logits, logits_adv, self.alpha)
+
+    def craft(self, x, y):
+        """Return the adversarial batch; without weight on it, the clean one."""
+        return x if self.lam == 0 else super().craft(x, y)
+
+    def training_loss(self, x, x_adv, y):
+        """Return ``L_acc + lam * L_rob``, shape (n,)."""
+        logits, loss = self._accuracy(x, y)
+        if self.lam == 0:
+            return loss
+        return loss + self.lam * self._robustness(logits, self.logits(x_adv))
+
+    def _accuracy(self, x, y):
+        """Return the logits and the accuracy term."""
+        if not self.self_paced:
+            logits = self.logits(x)
+            return logits, self.classification_loss(logits, y)
+        options = {
+            "beta": self.beta,
+            "detach_gates": self.detach_gates,
+            "clamp_gates": self.clamp_gates,
+            "form": self.form,
+        }
+        if self.head == "cosine":
+            logits = self.logits(x)
+            return logits, self_paced_loss(logits / self.s, y, scale=self.s, **options)
+        logits, features = forward_with_features(self.module_, x)
+        logits = self.logits(x, lambda _: logits)
+        weight = get_classifier(self.module_)[1].weight
+        cos = F.linear(F.normalize(features, eps=1e-12), F.normalize(weight, eps=1e-12))
+        return logits, self_paced_loss(cos, y, logits=logits, **options)

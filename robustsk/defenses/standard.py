@@ -1,0 +1,47 @@
+"""Training without a defence, the yardstick of all defences."""
+
+from __future__ import annotations
+
+from .base import BaseDefense
+
+
+class StandardClassifier(BaseDefense):
+    """Natural training: minimise the loss on clean data.
+
+    Minimises ``CE(f(x), y)``. It is what every defence is compared with, and
+    is not robust.
+
+    Parameters
+    ----------
+    module : str, torch.nn.Module class or instance, default=None
+        The network, which returns logits. None means an MLP for tables and a
+        small CNN for images; a string names a network of
+        :mod:`robustsk.models`.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    See Also
+    --------
+    PGDATClassifier : Trained on adversarial examples.
+
+    Examples
+    --------
+    >>> from robustsk import StandardClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> clf = StandardClassifier(max_epochs=5, random_state=0).fit(X[:1000], y[:1000])
+    >>> bool(clf.score(X[1000:], y[1000:]) > 0.8)
+    True
+    """
+
+    def __init__(self, module=None, **common):
+        super().__init__(module, **common)
+
+    def craft(self, x, y):
+        """Return the clean batch: there is no adversary in training."""
+        return x
+
+    def training_loss(self, x, x_adv, y):
+        """Return ``CE(f(x), y)``, shape (n,)."""
+        return self.classification_loss(self.logits(x), y)

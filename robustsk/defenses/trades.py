@@ -1,0 +1,70 @@
+"""TRADES: accuracy traded for robustness by one number."""
+
+from __future__ import annotations
+
+from ..losses import kl_divergence
+from .base import BaseDefense
+
+
+class TRADESClassifier(BaseDefense):
+    """TRADES: fit the clean data and keep predictions constant around them.
+
+    Minimises ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, where `x'` ascends the
+    divergence, starting from ``x + 0.001 * N(0, I)`` because its gradient
+    vanishes at `x`. `beta` is 1/lambda in the paper.
+
+    Parameters
+    ----------
+    module : str, torch.nn.Module class or instance, default=None
+        The network, which returns logits. None means an MLP for tables and a
+        small CNN for images; a string names a network of
+        :mod:`robustsk.models`.
+    beta : float, default=6.0
+        Weight of the divergence; 0 is natural training.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    See Also
+    --------
+    SPATClassifier : A self-paced form on the hypersphere.
+
+    References
+    ----------
+    Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan (2019), "Theoretically
+    principled trade-off between robustness and accuracy", Eq. 5 and
+    Algorithm 1. The gradient flows through both arguments of the divergence,
+    as in the authors' code.
+
+    Examples
+    --------
+    >>> from robustsk import TRADESClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> clf = TRADESClassifier(beta=3, max_epochs=8, adversary__eps=0.1, random_state=0)
+    >>> clf = clf.fit(X[:1000], y[:1000])
+    >>> bool(clf.score_adversarial(X[1000:1200], y[1000:1200]) > 0.4)
+    True
+    """
+
+    _default_adversary = {"random_start": "gaussian"}
+
+    def __init__(self, module=None, *, beta=6.0, **common):
+        super().__init__(module, **common)
+        self.beta = beta
+
+    def attack_objective(self):
+        """Return "kl"."""
+        return "kl"
+
+    def craft(self, x, y):
+        """Return the adversarial batch; without weight on it, the clean one."""
+        return x if self.beta == 0 else super().craft(x, y)
+
+    def training_loss(self, x, x_adv, y):
+        """Return ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, shape (n,)."""
+        logits = self.logits(x)
+        loss = self.classification_loss(logits, y)
+        if self.beta == 0:
+            return loss
+        return loss + self.beta * kl_divergence(logits, self.logits(x_adv))

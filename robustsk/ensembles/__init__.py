@@ -1,0 +1,5 @@
+"""Defences made of several networks."""
+
+from .cce import EnsembleCCE, MeanEnsemble
+
+__all__ = ["EnsembleCCE", "MeanEnsemble"]

@@ -1,0 +1,5 @@
+"""Displays in the manner of scikit-learn."""
+
+from ._robustness_curve import RobustnessCurveDisplay
+
+__all__ = ["RobustnessCurveDisplay"]

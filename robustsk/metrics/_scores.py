@@ -1,0 +1,324 @@
+"""Accuracy under attack, with its uncertainty."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.stats import beta
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_array
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
+from torch import nn
+
+from .._containers import check_labels, dataset_labels, is_dataset, to_array
+from ..attacks.base import encode_labels, learn_bounds
+from ..attacks.targets import as_victim
+
+
+@dataclass
+class AdversarialOutcome:
+    """What an attack did to every sample.
+
+    Attributes
+    ----------
+    y_true, y_pred, y_pred_adv : ndarray of shape (n_samples,)
+        True labels, predictions without and under attack. Samples that are
+        misclassified without an attack are not attacked.
+    X_adv : ndarray of shape (n_samples, ...)
+        The samples that were judged.
+    """
+
+    y_true: np.ndarray
+    y_pred: np.ndarray
+    y_pred_adv: np.ndarray
+    X_adv: np.ndarray
+
+    @property
+    def correct(self):
+        """Where the prediction is right without an attack."""
+        return self.y_pred == self.y_true
+
+    @property
+    def robust(self):
+        """Where the prediction is right with and without the attack."""
+        return self.correct & (self.y_pred_adv == self.y_true)
+
+
+def adversarial_outcome(estimator, X, y, attack):
+    """Attack an estimator and record what happens to every sample.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or torch.nn.Module
+        What is attacked; see :func:`robustsk.attacks.as_victim`. The last word
+        is that of its own `predict`.
+    X : array-like of shape (n_samples, ...) or torch Dataset
+    y : array-like of shape (n_samples,)
+        True labels.
+    attack : attack
+        Its own `estimator` plays no part. With ``clip="auto"`` the valid range
+        is what `attack` has learned if it is fitted, what `estimator` learned
+        in training if it is one of ours, and that of `X` failing both.
+
+    Returns
+    -------
+    AdversarialOutcome
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import PGD
+    >>> from robustsk.metrics import adversarial_outcome
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> outcome = adversarial_outcome(clf, X, y, PGD(eps=0.5, random_state=0))
+    >>> bool(outcome.robust.mean() < outcome.correct.mean())
+    True
+    """
+    if attack is None or isinstance(attack, type) or not hasattr(attack, "perturb"):
+        raise TypeError(f"attack must be an attack such as PGD(eps=0.1), got {attack!r}.")
+    victim = as_victim(estimator, attack=type(attack).__name__)
+    if is_dataset(X) and y is None:
+        y = dataset_labels(X)
+    y_true = column_or_1d(check_labels(y))
+    values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+    check_consistent_length(values, y_true)
+    encode_labels(y_true, victim.learn_classes(values), "y")
+    predict = _predictor(estimator, victim)
+    y_pred = predict(values, X)
+    bounds = getattr(attack, "clip_bounds_", victim.bounds)
+    if bounds is None:
+        bounds = learn_bounds(values, victim.is_image)
+    correct = y_pred == y_true
+    X_adv, y_pred_adv = values.copy(), y_pred.copy()
+    if correct.any():
+        attack = _for_rows(attack, correct)
+        X_adv[correct] = attack.run(
+            values[correct], y_true[correct], victim, bounds=bounds, keep="first", original=X
+        )
+        y_pred_adv[correct] = predict(X_adv[correct], X)
+    return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv)
+
+
+def _for_rows(attack, rows):
+    """Restrict an attack that has one target per sample to some of them."""
+    if attack.target is None or np.ndim(attack.target) == 0:
+        return attack
+    import copy
+
+    attack = copy.copy(attack)
+    check_consistent_length(attack.target, rows)
+    attack.target = np.asarray(attack.target)[rows]
+    return attack
+
+
+def _predictor(estimator, victim):
+    """Return ``f(values, X)`` that predicts labels as a user of `X` would."""
+    if isinstance(estimator, FrozenEstimator):
+        estimator = estimator.estimator
+    if not isinstance(estimator, nn.Module):
+
+        def predict(values, X):
+            if hasattr(X, "columns") and hasattr(estimator, "feature_names_in_"):
+                values = type(X)(values, columns=X.columns)
+            return np.asarray(estimator.predict(values))
+
+        return predict
+
+    def predict(values, X):
+        found = []
+        with victim.frozen(), torch.no_grad():
+            for start in range(0, len(values), 256):
+                x = torch.from_numpy(np.array(values[start : start + 256]))
+                found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
+        return np.concatenate(found)
+
+    return predict
+
+
+def score_adversarial(estimator, X, y, attack, *, sample_weight=None):
+    """Accuracy under attack.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or torch.nn.Module
+        What is attacked: a robustsk or skorch estimator, a torch module, or a
+        scikit-learn classifier or pipeline through which gradients can flow.
+    X : array-like of shape (n_samples, ...) or torch Dataset
+        Test data, in the units in which the `eps` of the attack is given.
+    y : array-like of shape (n_samples,)
+        True labels.
+    attack : attack
+        See :func:`adversarial_outcome` for the valid range it uses.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples.
+
+    Returns
+    -------
+    float
+        Share of samples that are classified correctly and stay so under the
+        attack, in [0, 1].
+
+    Raises
+    ------
+    NoGradientError
+        If the attack needs gradients and the estimator has none.
+    ValueError
+        If `X` is empty or not finite, lies outside of the valid range, or `y`
+        contains labels that the estimator has not been trained on.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import PGD, score_adversarial
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> score_adversarial(clf, X, y, PGD(eps=0.0, random_state=0)) == clf.score(X, y)
+    True
+    """
+    robust = adversarial_outcome(estimator, X, y, attack).robust
+    if sample_weight is None:
+        return float(robust.mean())
+    weight = _check_sample_weight(sample_weight, robust[:, None], dtype=np.float64)
+    return float(np.average(robust, weights=weight))
+
+
+@dataclass(frozen=True)
+class RobustAccuracy:
+    """An accuracy under attack with its confidence interval.
+
+    Attributes
+    ----------
+    accuracy, low, high : float
+        In [0, 1].
+    confidence : float
+    n_samples : int
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    confidence: float
+    n_samples: int
+
+    def __str__(self):
+        return (
+            f"{self.accuracy:.3f} ({self.confidence:.0%} interval {self.low:.3f} to "
+            f"{self.high:.3f}, n={self.n_samples})"
+        )
+
+
+def robust_accuracy(estimator, X, y, attack, *, confidence=0.95):
+    """Accuracy under attack with a Clopper-Pearson interval.
+
+    Parameters
+    ----------
+    estimator, X, y, attack
+        As in :func:`score_adversarial`.
+    confidence : float, default=0.95
+        Probability that the interval contains the accuracy on the population
+        from which the test samples were drawn independently.
+
+    Returns
+    -------
+    RobustAccuracy
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import PGD, robust_accuracy
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> result = robust_accuracy(clf, X, y, PGD(eps=0.3, random_state=0))
+    >>> result.low <= result.accuracy <= result.high
+    True
+    """
+    robust = adversarial_outcome(estimator, X, y, attack).robust
+    low, high = clopper_pearson_interval(int(robust.sum()), len(robust), confidence)
+    return RobustAccuracy(float(robust.mean()), low, high, confidence, len(robust))
+
+
+def clopper_pearson_interval(n_successes, n_trials, confidence=0.95):
+    """Exact confidence interval of a proportion.
+
+    Parameters
+    ----------
+    n_successes, n_trials : int
+    confidence : float, default=0.95
+        Coverage, at least, in (0, 1).
+
+    Returns
+    -------
+    tuple of (float, float)
+
+    References
+    ----------
+    Clopper and Pearson (1934), "The use of confidence or fiducial limits
+    illustrated in the case of the binomial".
+
+    Examples
+    --------
+    >>> from robustsk.metrics import clopper_pearson_interval
+    >>> low, high = clopper_pearson_interval(0, 10)
+    >>> low, round(high, 4)
+    (0.0, 0.3085)
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}.")
+    if n_trials < 1 or not 0 <= n_successes <= n_trials:
+        raise ValueError(f"{n_successes} successes in {n_trials} trials is not possible.")
+    tail = (1 - confidence) / 2
+    k, n = n_successes, n_trials
+    low = 0.0 if k == 0 else float(beta.ppf(tail, k, n - k + 1))
+    high = 1.0 if k == n else float(beta.ppf(1 - tail, k + 1, n - k))
+    return low, high
+
+
+def attack_success_rate(estimator, X, y, attack, *, over="correct"):
+    """Share of samples on which an attack succeeds.
+
+    Parameters
+    ----------
+    estimator, X, y, attack
+        As in :func:`score_adversarial`. A targeted attack too succeeds where
+        the prediction becomes wrong, whatever it becomes.
+    over : {"correct", "all"}, default="correct"
+        Relative to the samples that are classified correctly without an
+        attack, or to all, where clean errors count as successes.
+
+    Returns
+    -------
+    float
+        In [0, 1]; NaN where no sample is classified correctly.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import PGD, attack_success_rate
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> attack_success_rate(clf, X, y, PGD(eps=0.0, random_state=0))
+    0.0
+    """
+    if over not in ("correct", "all"):
+        raise ValueError(f"over must be 'correct' or 'all', got {over!r}.")
+    outcome = adversarial_outcome(estimator, X, y, attack)
+    broken = ~outcome.robust
+    if over == "all":
+        return float(broken.mean())
+    if not outcome.correct.any():
+        warnings.warn(
+            "No sample is classified correctly without an attack: the success rate over correct "
+            "samples is not defined.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return float("nan")
+    return float(broken[outcome.correct].mean())

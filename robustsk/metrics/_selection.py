@@ -1,0 +1,146 @@
+"""Robustness in model selection."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from ._scores import score_adversarial
+
+
+def make_adversarial_scorer(attack):
+    """Make a scorer out of an attack, for `GridSearchCV` and the like.
+
+    Parameters
+    ----------
+    attack : attack
+        Used on every candidate as it is, so that candidates are comparable.
+
+    Returns
+    -------
+    AdversarialScorer
+        Callable ``scorer(estimator, X, y, sample_weight=None)``; it can be
+        pickled and works with ``n_jobs``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from robustsk import PGD, make_adversarial_scorer
+    >>> X, y = load_iris(return_X_y=True)
+    >>> scorer = make_adversarial_scorer(PGD(eps=0.3, random_state=0))
+    >>> cross_val_score(LogisticRegression(max_iter=1000), X, y, scoring=scorer).shape
+    (5,)
+    """
+    if attack is None or isinstance(attack, type) or not hasattr(attack, "perturb"):
+        raise TypeError(f"attack must be an attack such as PGD(eps=0.1), got {attack!r}.")
+    return AdversarialScorer(attack)
+
+
+class AdversarialScorer:
+    """Scorer that returns the accuracy under an attack; greater is better.
+
+    Parameters
+    ----------
+    attack : attack
+    """
+
+    def __init__(self, attack):
+        self.attack = attack
+
+    def __call__(self, estimator, X, y, sample_weight=None):
+        """Return the accuracy of `estimator` under the attack."""
+        return score_adversarial(estimator, X, y, self.attack, sample_weight=sample_weight)
+
+    def __repr__(self):
+        return f"make_adversarial_scorer({self.attack!r})"
+
+
+class MostRobust(BaseEstimator):
+    """Pick the most robust setting that does not cost too much clean accuracy.
+
+    To be given as `refit` to `GridSearchCV` or `RandomizedSearchCV` with
+    several metrics. Of all settings whose clean score reaches the floor, the
+    one with the highest robust score is chosen, ties being broken by the
+    clean score. Where none reaches it, the one with the best clean score is.
+
+    Parameters
+    ----------
+    floor : float, default=None
+        Clean score to be reached. None means no floor unless `max_loss` is
+        given.
+    max_loss : float, default=None
+        Clean score that may be lost relative to the best setting in the
+        search, e.g. 0.01.
+    clean : str, default="clean"
+        Name of the clean metric in `scoring`.
+    robust : str, default="robust"
+        Name of the robust metric in `scoring`.
+
+    Notes
+    -----
+    With a callable `refit`, scikit-learn's own `score` of the search does not
+    know which metric to take: use that of `best_estimator_`, or
+    :func:`robustsk.score_adversarial`, which takes the search itself.
+
+    References
+    ----------
+    Hou (2022), "Adversarial training for improving the robustness of deep
+    neural networks", MSc thesis, University of Alberta, Sec. 4.3.1:
+    robustness without giving up standard accuracy.
+
+    Examples
+    --------
+    >>> from robustsk import MostRobust
+    >>> pick = MostRobust(max_loss=0.05)
+    >>> pick({"mean_test_clean": [0.99, 0.97, 0.80], "mean_test_robust": [0.1, 0.5, 0.7]})
+    1
+    """
+
+    def __init__(self, floor=None, *, max_loss=None, clean="clean", robust="robust"):
+        self.floor = floor
+        self.max_loss = max_loss
+        self.clean = clean
+        self.robust = robust
+
+    def __call__(self, cv_results):
+        """Return the index of the chosen setting.
+
+        Parameters
+        ----------
+        cv_results : dict
+            `cv_results_` of the search.
+
+        Returns
+        -------
+        int
+        """
+        clean = self._scores(cv_results, self.clean)
+        robust = self._scores(cv_results, self.robust)
+        if np.isnan(clean).all():
+            raise ValueError(
+                "Every setting of the search failed, all clean scores are NaN: see its warnings, "
+                "or run it with error_score='raise'."
+            )
+        floor = -np.inf if self.floor is None else self.floor
+        if self.max_loss is not None:
+            # the comparison is meant for rounded scores
+            floor = max(floor, np.nanmax(clean) - self.max_loss - 1e-12)
+        candidates = np.flatnonzero(clean >= floor)
+        if len(candidates) == 0:
+            return int(np.nanargmax(clean))
+        order = np.lexsort((clean[candidates], np.nan_to_num(robust[candidates], nan=-np.inf)))
+        return int(candidates[order[-1]])
+
+    @staticmethod
+    def _scores(cv_results, name):
+        key = f"mean_test_{name}"
+        if key not in cv_results:
+            known = sorted(k[10:] for k in cv_results if k.startswith("mean_test_"))
+            raise ValueError(
+                f"The search has no metric {name!r}; it has {known}. Give it "
+                "scoring={'clean': 'accuracy', 'robust': make_adversarial_scorer(...)}, or name "
+                "yours in MostRobust(clean=..., robust=...)."
+            )
+        return np.asarray(cv_results[key], dtype=float)

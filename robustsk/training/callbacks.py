@@ -1,0 +1,132 @@
+"""skorch callbacks for adversarial training."""
+
+from __future__ import annotations
+
+from skorch.callbacks import Callback, EpochScoring
+
+from ..attacks.threat import check_eps, check_norm
+from ..metrics import make_adversarial_scorer
+
+
+class AdversarialScoring(EpochScoring):
+    """Record the accuracy under an attack after every epoch.
+
+    Robust accuracy on held-out data often falls long before clean accuracy
+    does (robust overfitting); this makes it visible in the history and usable
+    by other callbacks, e.g. ``skorch.callbacks.EarlyStopping`` or
+    ``skorch.callbacks.Checkpoint``.
+
+    Parameters
+    ----------
+    attack : attack
+        E.g. ``PGD(eps=0.3, n_steps=10, random_state=0)``.
+    name : str, default=None
+        Name of the record. None means "valid_robust_acc", or
+        "train_robust_acc" with `on_train`.
+    on_train : bool, default=False
+        Whether to score the training data instead of those that
+        `train_split` has set aside.
+
+    References
+    ----------
+    Rice, Wong and Kolter (2020), "Overfitting in adversarially robust deep
+    learning".
+
+    Examples
+    --------
+    >>> from skorch.dataset import ValidSplit
+    >>> from robustsk import PGD, PGDATClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> from robustsk.training import AdversarialScoring
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> watch = AdversarialScoring(PGD(eps=0.1, random_state=0))
+    >>> clf = PGDATClassifier(
+    ...     max_epochs=2, train_split=ValidSplit(5), callbacks=[watch], random_state=0
+    ... ).fit(X[:500], y[:500])
+    >>> len(clf.history[:, "valid_robust_acc"])
+    2
+    """
+
+    def __init__(self, attack, name=None, on_train=False):
+        self.attack = attack
+        name = name or ("train_robust_acc" if on_train else "valid_robust_acc")
+        super().__init__(
+            make_adversarial_scorer(attack),
+            lower_is_better=False,
+            on_train=on_train,
+            name=name,
+            use_caching=False,  # the cache holds predictions on clean data
+        )
+
+
+class EpsWarmup(Callback):
+    """Let the radius of the adversary grow during the first epochs.
+
+    From scratch, a small network may not get off the ground against a strong
+    adversary: it predicts the same for everything and stays there. A radius
+    that grows linearly from batch to batch avoids it.
+
+    Parameters
+    ----------
+    n_epochs : float, default=1.0
+        Epochs until the full radius is reached.
+    start : float, default=0.0
+        Fraction of the radius to begin with, in [0, 1].
+
+    Notes
+    -----
+    A `step_size` of the adversary that is None follows the radius; one that
+    is given does not. After training the adversary has its full radius again.
+
+    References
+    ----------
+    Pang, Yang, Dong, Su and Zhu (2021), "Bag of tricks for adversarial
+    training", Sec. 3, where it is called perturbation warm-up.
+
+    Examples
+    --------
+    >>> from robustsk import PGDATClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> from robustsk.training import EpsWarmup
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> clf = PGDATClassifier(
+    ...     adversary__eps=0.2, callbacks=[EpsWarmup(2)], max_epochs=3, random_state=0
+    ... ).fit(X[:500], y[:500])
+    >>> clf.adversary_.eps
+    0.2
+    """
+
+    def __init__(self, n_epochs=1.0, start=0.0):
+        self.n_epochs = n_epochs
+        self.start = start
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Remember the radius."""
+        if not 0 <= self.start <= 1:
+            raise ValueError(f"start must be a fraction in [0, 1], got {self.start!r}.")
+        if self.n_epochs < 0:
+            raise ValueError(f"n_epochs must not be negative, got {self.n_epochs!r}.")
+        adversary = net.adversary_
+        self.eps_ = adversary.eps
+        self.radius_ = check_eps(adversary.eps, check_norm(adversary.norm), net.input_shape_)
+        self.batches_ = 0
+
+    def on_batch_begin(self, net, batch=None, training=False, **kwargs):
+        """Set the radius of this batch."""
+        if training:
+            size = max(1, round(self.n_epochs * self._batches_per_epoch(net)))
+            done = min(1.0, self.batches_ / size)
+            net.adversary_.eps = self.radius_ * (self.start + (1 - self.start) * done)
+            self.batches_ += 1
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """Restore the full radius."""
+        net.adversary_.eps = self.eps_
+
+    def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Learn how long an epoch is."""
+        self.n_samples_ = len(dataset_train)
+
+    def _batches_per_epoch(self, net):
+        size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
+        return 1 if size == -1 else -(-self.n_samples_ // size)

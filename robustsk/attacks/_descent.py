@@ -93,6 +93,11 @@ def _run(batch, stream, *, n_steps, step_size, random_start, start_std, momentum
     hit = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     alive = torch.arange(len(z), device=z.device)
     velocity = None
+    if batch.keep == "worst" and random_start != "none":
+        # a clean error is a success as well, and is not in the path of a random start
+        with torch.no_grad():
+            hit = batch.fooled(batch.victim(batch.x))
+        result[hit] = batch.x[hit]
 
     for _ in range(n_steps):
         logits, _, gradient = batch.value_and_gradient(z)

@@ -87,6 +87,6 @@ class SampleNoise:
 
     def _unit(self, bits):
         # as many bits as the dtype holds once the half is added: never rounds up to one
-        n_bits = 52 if self._dtype == torch.float64 else 23
+        n_bits = round(-math.log2(torch.finfo(self._dtype).eps))
         top = _shift_right(bits, 64 - n_bits).to(self._dtype)
         return (top + 0.5) * 2.0**-n_bits

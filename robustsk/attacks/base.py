@@ -8,6 +8,7 @@ defines its hyperparameters and one method, `_attack_batch`.
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, replace
@@ -379,6 +380,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self._effective_eps(norm, X.shape[1:])
         self._box(None)
         self.clip_bounds_ = learn_bounds(X, victim.is_image)
+        self._sample_shape = X.shape[1:]
         return self
 
     def transform(self, X):
@@ -417,6 +419,18 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             values = validate_data(self, values, dtype=_FLOATS, allow_nd=True, reset=False)
         else:
             values = check_array(values, dtype=_FLOATS, allow_nd=True)
+            expected = getattr(self.estimator, "n_features_in_", values.shape[1])
+            if values.shape[1] != expected:
+                raise ValueError(
+                    f"X has {values.shape[1]} features, but {victim.name} is expecting {expected} "
+                    "features as input."
+                )
+        shape = getattr(self, "_sample_shape", values.shape[1:])
+        if values.shape[1:] != shape:
+            raise ValueError(
+                f"X has samples of shape {values.shape[1:]}, but this {type(self).__name__} was "
+                f"fitted on samples of shape {shape}."
+            )
         return like(self.run(values, y, victim, bounds=bounds, original=X), X)
 
     def fit_resample(self, X, y, labels="predicted"):
@@ -467,8 +481,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         if not isinstance(self.clip, str):
             check_range(X, lower, upper)
         warn_about_units(X if original is None else original, eps)
+        batch_size = check_count(self.batch_size, "batch_size")
         victim = victim.to(None if self.device in ("auto", None) else self.device)
-        index = None if y is None else encode_labels(check_labels(y), victim.learn_classes(X), "y")
+        if y is not None or self.target is not None:
+            victim.learn_classes(X)
+        index = None if y is None else encode_labels(check_labels(y), victim.classes, "y")
         if index is not None:
             check_consistent_length(X, index)
         targets = None
@@ -482,17 +499,28 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             total=len(X), desc=type(self).__name__, unit="sample", disable=not self.verbose
         )
         with progress, victim.frozen(self.bn_mode):
-            for start in range(0, len(X), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                source = torch.from_numpy(np.array(X[rows], order="C"))
-                x = source.to(device, victim.dtype)
-                y_batch = None if index is None else torch.from_numpy(index[rows]).to(device)
-                attack = self if targets is None else _with_target(self, targets[rows])
-                z = attack.perturb(victim, x, y_batch, bounds=bounds, seed=seed, keep=keep)
-                moved = (z - x).cpu()
-                z = z.cpu() if victim.dtype == source.dtype else source + moved.to(source.dtype)
-                result[rows] = settle(z, source, norm, eps, lower, upper).numpy()
-                progress.update(len(source))
+            for start in range(0, len(X), batch_size):
+                rows = np.arange(start, min(start + batch_size, len(X)))
+                source = torch.from_numpy(np.array(X[rows]))
+
+                def attack_rows(keep, chosen=slice(None), rows=rows, source=source):
+                    picked, clean = rows[chosen], source[chosen]
+                    x = clean.to(device, victim.dtype)
+                    y_batch = None if index is None else torch.from_numpy(index[picked]).to(device)
+                    attack = self if targets is None else _with_target(self, targets[picked])
+                    z = attack.perturb(victim, x, y_batch, bounds=bounds, seed=seed, keep=keep)
+                    exact = z.cpu()
+                    if victim.dtype != clean.dtype:
+                        exact = clean + (z - x).cpu().to(clean.dtype)
+                    return z, settle(exact, clean, norm, eps, lower, upper)
+
+                z, settled = attack_rows(keep)
+                if keep == "first":
+                    again = _prediction_changed(victim, z, settled)
+                    if again.any():
+                        settled[again] = attack_rows("worst", again.numpy())[1]
+                result[rows] = settled.numpy()
+                progress.update(len(rows))
         return result
 
     def _victim(self):
@@ -506,7 +534,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def _known_bounds(self, victim):
         """Return the range for clip="auto"; a box made up from `X` would be too small."""
-        if not isinstance(self.clip, str):
+        if not isinstance(self.clip, str) or self.clip != "auto":
             return None
         bounds = getattr(self, "clip_bounds_", victim.bounds)
         if bounds is None:
@@ -534,6 +562,13 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
 
 _FLOATS = [np.float64, np.float32]
+
+
+def check_count(value, name):
+    """Validate a number of things."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    return int(value)
 
 
 def learn_bounds(X, is_image):
@@ -621,6 +656,17 @@ def encode_labels(labels, classes, what):
             f"It knows {np.asarray(classes)[:10].tolist()}."
         )
     return np.asarray(index, dtype=np.int64)
+
+
+def _prediction_changed(victim, z, settled):
+    """Return where rounding into the output dtype has taken an example back over the border."""
+    rounded = settled.to(z)
+    changed = (rounded != z).flatten(1).any(1)
+    if changed.any():
+        with torch.no_grad():
+            before, after = victim(z[changed]), victim(rounded[changed])
+        changed[changed.clone()] = before.argmax(1) != after.argmax(1)
+    return changed.cpu()
 
 
 def _with_target(attack, target):

@@ -37,13 +37,6 @@ class BaseGradientAttack(BaseAttack):
         return resolve_objective(objective if self.objective is None else self.objective)
 
 
-def check_count(value, name):
-    """Validate a number of steps or restarts."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-    return int(value)
-
-
 def check_length(value, name):
     """Validate a step size or standard deviation."""
     if not isinstance(value, numbers.Real) or not np.isfinite(value) or value < 0:

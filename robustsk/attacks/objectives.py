@@ -123,11 +123,11 @@ class _UserObjective:
         self.function = function
 
     def __call__(self, logits, y, target, clean):
-        value = self.function(logits, y) if target is None else -self.function(logits, target)
+        value = self.function(logits, y if target is None else target)
         if not isinstance(value, torch.Tensor) or value.shape != (len(logits),):
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ValueError(
                 f"The objective must return one loss per sample, shape ({len(logits)},); it "
                 f"returned {shape}. Use reduction='none'."
             )
-        return value
+        return value if target is None else -value

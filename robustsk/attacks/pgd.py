@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ._descent import descend
-from .gradient import BaseGradientAttack, check_count, check_length, check_start
+from .base import check_count
+from .gradient import BaseGradientAttack, check_length, check_start
 
 
 class PGD(BaseGradientAttack):

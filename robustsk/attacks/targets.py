@@ -15,6 +15,7 @@ from functools import singledispatch
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError
@@ -198,6 +199,11 @@ def as_victim(model, *, attack=None):
         return as_victim(model.estimator, attack=attack)
     check_victim_fitted(model)
     if isinstance(model, BaseSearchCV):
+        if not hasattr(model, "best_estimator_"):
+            raise NotFittedError(
+                f"This {type(model).__name__} has not kept its best estimator: set refit to True "
+                "or to the name of a metric."
+            )
         return as_victim(model.best_estimator_, attack=attack)
     if hasattr(model, "__robustsk_victim__"):
         return model.__robustsk_victim__()
@@ -265,8 +271,12 @@ class _Chain(nn.Module):
         return self.last(self.steps(x).to(self.dtype))
 
 
+def _real_steps(pipeline):
+    return [step for _, step in pipeline.steps if step is not None and step != "passthrough"]
+
+
 def _pipeline_victim(pipeline, attack):
-    *steps, last = [s for _, s in pipeline.steps if s is not None and s != "passthrough"]
+    *steps, last = _real_steps(pipeline)
     victim = as_victim(last, attack=attack)
     chain = _Chain([_convert(step, attack) for step in steps], victim).to(victim.device)
     return Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")
@@ -371,7 +381,9 @@ class _RowNormalise(nn.Module):
 
     def forward(self, x):
         length = torch.linalg.vector_norm(x, ord=self.order, dim=1, keepdim=True)
-        return x / torch.where(length == 0, torch.ones_like(length), length)
+        # scikit-learn leaves rows alone that are next to nothing
+        tiny = length < 10 * torch.finfo(x.dtype).eps
+        return x / torch.where(tiny, torch.ones_like(length), length)
 
 
 @to_module.register
@@ -390,7 +402,9 @@ def _(step: MinMaxScaler):
 
 @to_module.register
 def _(step: MaxAbsScaler):
-    return _Affine(1.0 / step.scale_)
+    scaled = _Affine(1.0 / step.scale_)
+    # the option is a late addition to scikit-learn
+    return nn.Sequential(scaled, _Clamp(-1.0, 1.0)) if getattr(step, "clip", False) else scaled
 
 
 @to_module.register
@@ -416,6 +430,11 @@ def _(step: PCA):
 
 
 @to_module.register
+def _(pipeline: Pipeline):
+    return nn.Sequential(*[_convert(step, None) for step in _real_steps(pipeline)])
+
+
+@to_module.register
 def _(step: FunctionTransformer):
     if step.func is not None:
         raise NoGradientError(type(step).__name__)
@@ -428,7 +447,8 @@ def _(step: FunctionTransformer):
 @to_module.register(RidgeClassifier)
 @to_module.register(LinearDiscriminantAnalysis)
 def _linear(model):
-    return _Affine(np.atleast_2d(model.coef_).T, model.intercept_)
+    coef = model.coef_.toarray() if issparse(model.coef_) else np.atleast_2d(model.coef_)
+    return _Affine(coef.T, model.intercept_)
 
 
 _ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}

@@ -309,11 +309,9 @@ def settle(z, x, norm, eps, lower=None, upper=None):
         delta = torch.clamp(clean + delta, low, high) - clean
     radius = torch.tensor(eps, dtype=torch.float64)
     if norm == np.inf:
-        rounded = radius.to(x.dtype)  # a bound that float32 arithmetic respects as well
-        rounded = torch.where(
-            rounded.double() > radius, torch.nextafter(rounded, torch.zeros_like(rounded)), rounded
-        ).double()
-        delta = torch.clamp(delta, -rounded, rounded)
+        # a bound that arithmetic in the dtype of the data respects as well
+        reach = _inward(radius, x.dtype, -torch.inf).double()
+        delta = torch.clamp(delta, -reach, reach)
     else:
         unit = torch.where(radius > 0, delta / radius.clamp_min(1e-300), 0.0)
         delta = torch.where(radius > 0, delta, 0.0)
@@ -326,4 +324,16 @@ def settle(z, x, norm, eps, lower=None, upper=None):
     for _ in range(2):
         too_far = (candidate.double() - clean).abs() > delta.abs()
         candidate = torch.where(too_far, torch.nextafter(candidate, x), candidate)
+    if lower is not None:
+        candidate = torch.clamp(
+            candidate, _inward(low, x.dtype, torch.inf), _inward(high, x.dtype, -torch.inf)
+        )
     return candidate
+
+
+def _inward(bound, dtype, towards):
+    """Return a float64 bound in `dtype`, never rounded out of the box."""
+    rounded = bound.to(dtype)
+    outside = rounded.double() < bound if towards > 0 else rounded.double() > bound
+    inside = torch.nextafter(rounded, torch.full_like(rounded, towards))
+    return torch.where(outside, inside, rounded)

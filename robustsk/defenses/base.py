@@ -17,7 +17,13 @@ import torch
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    column_or_1d,
+    validate_data,
+)
 from skorch import NeuralNet, NeuralNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
@@ -124,6 +130,10 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     use_caching = "auto"
     torch_load_kwargs = None
     _in_fit = False
+    _shape_checked = False
+    _step_logits = None
+    _last_good = None
+    _candidate = None
 
     #: Defaults of the adversary where the user gives none.
     _default_adversary = {}
@@ -247,15 +257,21 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def perturb(self, module, x, y):
         """Attack `module` with the adversary and the objective of this defence."""
-        victim = Victim(module, name=type(self).__name__)
-        return self.adversary_.perturb(
+        victim = self._victim(module, self.classes_inferred_)
+        # the shape of the user's data is the one to which eps, mask and clip belong
+        rows = x.reshape(len(x), *getattr(self, "_sample_shape", self.input_shape_))
+        if not self._shape_checked:
+            with victim.frozen(), torch.no_grad():
+                self._check_logits(victim(rows), x)
+        x_adv = self.adversary_.perturb(
             victim,
-            x,
+            rows,
             y,
             self.attack_objective(),
-            bounds=self._shaped_bounds(),
+            bounds=victim.bounds,
             seed=int(self._rng.randint(np.iinfo(np.int32).max)),
         )
+        return x_adv.reshape(x.shape)
 
     def logits(self, x, module=None):
         """Return the logits of a batch, shape (n, n_classes)."""
@@ -270,9 +286,6 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """Return the value of `criterion` per sample, shape (n,)."""
         return self.criterion_(logits, y)
 
-    _shape_checked = False
-    _step_logits = None
-
     def _check_logits(self, logits, x):
         n_classes = len(self.classes_inferred_)
         if logits.ndim != 2 or logits.shape[1] != n_classes:
@@ -282,7 +295,6 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
                 f"(n_samples, {n_classes}). A constructor that has a parameter n_classes (or "
                 "num_classes) is told the number."
             )
-        self._shape_checked = True
 
     # --- fitting -----------------------------------------------------------------------
 
@@ -311,8 +323,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         ValueError
             If the data, the labels or a parameter are not valid.
         FloatingPointError
-            If the training loss is not finite. The weights of the last
-            complete epoch are then restored and the model can be used.
+            If the training loss is not finite. Weights that are known to be
+            good, from the start of this or the last epoch, are then restored
+            and the model can be used.
         """
         fresh = not (self.warm_start and self.initialized_)
         samples = self._prepare(X, y, sample_weight, reset=fresh)
@@ -344,7 +357,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         if is_dataset(X):
             if len(X) == 0:
                 raise ValueError("The Dataset is empty: 0 sample(s) where at least 1 is needed.")
-            y = check_labels(dataset_labels(X) if y is None else y)
+            y = column_or_1d(check_labels(dataset_labels(X) if y is None else y))
+            check_consistent_length(X, y)
             shape = tuple(np.shape(sample_of(X[0])))
             if first_time:
                 self.n_features_in_ = shape[0] if shape else 1
@@ -364,16 +378,23 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             self._learn_classes(y, classes)
             self._learn_shape(shape)
             self._float64 = not is_dataset(X) and X.dtype == np.float64 and not self._is_image
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_inferred_):
+            raise ValueError(
+                f"classes={np.unique(classes).tolist()} are not those of the first call, "
+                f"{self.classes_inferred_.tolist()}."
+            )
         elif shape != self._sample_shape:
             raise ValueError(
                 f"X has samples of shape {shape}, but {type(self).__name__} was fitted on "
                 f"samples of shape {self._sample_shape}."
             )
         encoded = encode_labels(y, self.classes_inferred_, "y")
-        weight = self._weights(X, encoded, sample_weight, shape)
-        if weight is not None and not is_dataset(X) and not weight.all():
+        weight = self._weights(X, encoded, sample_weight)
+        if weight is not None and not weight.all():
             # a sample of weight zero must not take up a place in a batch either
-            X, encoded, weight = X[weight > 0], encoded[weight > 0], weight[weight > 0]
+            kept = np.flatnonzero(weight)
+            X = Subset(X, kept.tolist()) if is_dataset(X) else X[kept]
+            encoded, weight = encoded[kept], weight[kept]
         self._learn_range(X, first_time)
         if not is_dataset(X):
             adversary = self._adversary()
@@ -408,7 +429,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def _is_image(self):
         return len(self.input_shape_) > 1
 
-    def _weights(self, X, y, sample_weight, shape):
+    def _weights(self, X, y, sample_weight):
         if sample_weight is None and self.class_weight is None:
             return None
         like = X if not is_dataset(X) else np.empty((len(X), 1))
@@ -416,22 +437,13 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             sample_weight, like, dtype=np.float64, ensure_non_negative=True
         )
         if self.class_weight is not None:
-            if self.class_weight == "balanced" or not isinstance(self.class_weight, dict):
-                spec = self.class_weight
-            else:
-                index = encode_labels(
-                    list(self.class_weight), self.classes_inferred_, "class_weight"
-                )
-                spec = dict(zip(index.tolist(), self.class_weight.values(), strict=True))
-            every = np.arange(len(self.classes_inferred_))
-            present = np.unique(y)
-            per_class = np.ones(len(every))
-            per_class[present] = compute_class_weight(
-                spec if not isinstance(spec, dict) else {k: spec.get(k, 1.0) for k in present},
-                classes=present,
-                y=y,
-            )
-            weight = weight * per_class[y]
+            present, position = np.unique(y, return_inverse=True)
+            spec = self.class_weight
+            if isinstance(spec, dict):
+                index = encode_labels(list(spec), self.classes_inferred_, "class_weight")
+                given = dict(zip(index.tolist(), spec.values(), strict=True))
+                spec = {k: given.get(k, 1.0) for k in present.tolist()}
+            weight = weight * compute_class_weight(spec, classes=present, y=y)[position]
         if not weight.any():
             raise ValueError("All sample weights are zero: there is nothing to learn from.")
         return weight
@@ -458,13 +470,6 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             bounds = np.minimum(low, bounds[0]), np.maximum(high, bounds[1])
         self.clip_bounds_ = tuple(np.asarray(b, dtype=float) for b in bounds)
 
-    def _shaped_bounds(self):
-        """Bounds in the shape of the network's input."""
-        bounds = self.clip_bounds_
-        if bounds is None or bounds[0].ndim == 0:
-            return bounds
-        return tuple(b.reshape(self.input_shape_) for b in bounds)
-
     def _train(self, samples, fresh):
         with self._session(fresh):
             if fresh:
@@ -477,6 +482,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """All that holds during training only."""
         if fresh or not hasattr(self, "_rng"):
             self._rng = check_random_state(self.random_state)
+        self.adversary_ = self._adversary()
         self._in_fit = True
         try:
             with self._seeded():
@@ -485,13 +491,15 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             self._in_fit = False
             self._step_logits = None
             vars(self).pop("_last_good", None)
+            vars(self).pop("_candidate", None)
             if self.initialized_:
                 self._set_training(False)
 
     @contextmanager
     def _seeded(self):
         """Run with a generator of our own and leave the global one untouched."""
-        device = torch.device(self._device())
+        # device=None leaves placement to something else, accelerate for instance
+        device = torch.device(self._device() or _resolve_device("auto"))
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(int(self._rng.randint(np.iinfo(np.int32).max)))
             yield
@@ -511,9 +519,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         if not hasattr(self, "classes_inferred_") and self.classes is not None:
             self.classes_inferred_ = np.unique(np.asarray(self.classes))
         if not hasattr(self, "input_shape_") and self.input_shape is not None:
-            self._learn_shape(self.input_shape)
-            self._float64 = False
-            self.clip_bounds_ = None
+            self.input_shape_ = tuple(int(s) for s in np.atleast_1d(self.input_shape))
         self.adversary_ = self._adversary()
         context = nullcontext() if self._in_fit else self._seeded()
         with context, self._concrete_device():
@@ -558,7 +564,10 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def get_dataset(self, X, y=None):
         """Return `X` as a Dataset; called by skorch."""
-        return X if isinstance(X, (Samples, Subset)) else Samples(X, y)
+        base = X
+        while isinstance(base, Subset):
+            base = base.dataset
+        return X if isinstance(base, Samples) else Samples(X, y)
 
     def get_iterator(self, dataset, training=False):
         """Return the batches of a Dataset; called by skorch."""
@@ -600,6 +609,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         self._step_logits = None
         step = super().train_step_single(batch, **fit_params)
         step["y_pred"] = self._step_logits
+        self._shape_checked = True
         return step
 
     def infer(self, x, **fit_params):
@@ -627,40 +637,37 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             loss = (X.weight * y_pred).sum() / X.weight.sum()
         if not torch.isfinite(loss):
             self._give_up(float(loss.detach()))
+        if self._candidate is not None:  # a finite loss has proved these weights good
+            self._last_good, self._candidate = self._candidate, None
         return loss
 
     def _give_up(self, value):
         """Stop a diverged training, leaving the last good weights."""
         epoch = len(self.history_)
         batch = len(self.history_[-1]["batches"])
-        self.module_.load_state_dict(self._last_good)
+        good = self._candidate if self._last_good is None else self._last_good
+        if good is not None:
+            self.module_.load_state_dict(good)
         raise FloatingPointError(
             f"The training loss is {value} in epoch {epoch}, batch {batch}. Training has stopped "
-            "and the weights of the last complete epoch are in place, so that the model can be "
-            f"used. Try a smaller lr (it is {self.lr}), data of unit scale (e.g. a "
+            "and the weights of the last good epoch are in place, so that the model can be used. "
+            f"Try a smaller lr (it is {self.lr}), data of unit scale (e.g. a "
             "StandardScaler before this step), or gradient clipping "
             "(callbacks=[skorch.callbacks.GradientNormClipping(1.0)])."
         )
 
-    def on_train_begin(self, net, X=None, y=None, **kwargs):
-        """Remember the weights to fall back on."""
-        super().on_train_begin(net, X=X, y=y, **kwargs)
-        self._remember()
-
-    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
-        """Remember the weights to fall back on."""
-        super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
-        self._remember()
-
-    def _remember(self):
+    def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Remember the weights to fall back on; called by skorch."""
+        super().on_epoch_begin(net, dataset_train, dataset_valid, **kwargs)
         state = self.module_.state_dict()
-        self._last_good = {k: v.detach().clone() for k, v in state.items()}
+        self._candidate = {k: v.detach().clone() for k, v in state.items()}
 
     def _to_input(self, x):
         """Bring a batch to the device, precision and shape of the network."""
         tensor = next(self.module_.parameters(), None)
+        device = self._device() if tensor is None else tensor.device
         dtype = torch.float32 if tensor is None else tensor.dtype
-        x = torch.as_tensor(x).to(self._device(), dtype if dtype.is_floating_point else None)
+        x = torch.as_tensor(x).to(device=device, dtype=dtype if dtype.is_floating_point else None)
         if hasattr(self, "input_shape_"):
             x = x.reshape(len(x), *self.input_shape_)
         return x
@@ -682,7 +689,11 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
                     f"X has samples of shape {X.shape[1:]}, but {type(self).__name__} was fitted "
                     f"on samples of shape {shape}."
                 )
-        batches = [b.double().numpy() for b in self.forward_iter(X, device="cpu")]
+        if len(X) == 0:
+            raise ValueError("The Dataset is empty: 0 sample(s) where at least 1 is needed.")
+        # a DataLoader draws a seed from the global generator even if it does not shuffle
+        with torch.random.fork_rng(devices=[]):
+            batches = [b.double().numpy() for b in self.forward_iter(X, device="cpu")]
         return np.concatenate(batches)
 
     def predict(self, X):
@@ -758,7 +769,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def default_attack(self):
         """Return the attack that :meth:`score_adversarial` uses by default."""
-        adversary = self.adversary_ if self.initialized_ else self._adversary()
+        adversary = self._adversary()
         return PGD(
             norm=adversary.norm,
             eps=adversary.eps,
@@ -782,9 +793,12 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def __robustsk_victim__(self):
         """Return what attacks work on: raw rows in, logits out."""
         self.check_is_fitted()
+        return self._victim(self.module_, self.classes_)
+
+    def _victim(self, module, classes):
         return Victim(
-            _RawInput(self.module_, getattr(self, "input_shape_", None)),
-            classes=self.classes_,
+            _RawInput(module, getattr(self, "input_shape_", None)),
+            classes=classes,
             bounds=getattr(self, "clip_bounds_", None),
             is_image=hasattr(self, "input_shape_") and self._is_image,
             name=type(self).__name__,
@@ -807,8 +821,16 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     @classmethod
     def _signature_names(cls):
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+        # the whole MRO, because mixins of skorch hide the signature behind **kwargs
+        names = {}
+        for base in cls.__mro__:
+            if "__init__" in vars(base):
+                for p in inspect.signature(base.__init__).parameters.values():
+                    if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                        names[p.name] = None
+            if base is BaseDefense:
+                break
+        return list(names)
 
     @property
     def _params_to_validate(self):
@@ -871,7 +893,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         acting = ("module", "criterion", "optimizer", "lr", "callbacks", "compile")
         if self.initialized_:
             rest = {k: params.pop(k) for k in list(params) if k.split("__")[0] in acting}
-            super().set_params(**rest)
+            with self._seeded() if rest.keys() - {"lr"} else nullcontext():
+                super().set_params(**rest)
         valid = self._signature_names()
         for key, value in params.items():
             prefix, dunder, _ = key.partition("__")
@@ -900,7 +923,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def __getstate__(self):
         with _temporary(self, _in_fit=False):
             state = super().__getstate__()
-        state.pop("_last_good", None)
+        for name in ("_last_good", "_candidate", "_step_logits"):
+            state.pop(name, None)
         return state
 
     def __setstate__(self, state):

@@ -170,6 +170,7 @@ class SPATClassifier(BaseDefense):
             "detach_gates": self.detach_gates,
             "clamp_gates": self.clamp_gates,
             "form": self.form,
+            "classification_loss": self.classification_loss,
         }
         if self.head == "cosine":
             logits = self.logits(x)

@@ -138,6 +138,8 @@ class EnsembleCCE(BaseDefense):
 
     def _specs(self):
         if isinstance(self.module, (list, tuple)):
+            if not self.module:
+                raise ValueError("module is an empty list: it must hold one network per member.")
             if self.n_members not in (2, len(self.module)):
                 raise ValueError(
                     f"module is a list of {len(self.module)} networks and n_members is "
@@ -171,7 +173,14 @@ class EnsembleCCE(BaseDefense):
             [self.logits(source, member) for source in [x, *x_adv]]
             for member in self.module_.members
         ]
-        return cce_loss(logits, y, lambda_pm=pm, lambda_dm=dm, indicator=self.indicator)
+        return cce_loss(
+            logits,
+            y,
+            lambda_pm=pm,
+            lambda_dm=dm,
+            indicator=self.indicator,
+            classification_loss=self.classification_loss,
+        )
 
     def prediction_entropy(self, X):
         """Return the entropy of the ensemble's prediction, a detector's score.

@@ -20,6 +20,7 @@ def cce_member_loss(
     lambda_dm=1.0,
     indicator="soft",
     detach_indicator=True,
+    classification_loss=None,
 ):
     r"""CCE loss of one ensemble member, per sample.
 
@@ -43,6 +44,8 @@ def cce_member_loss(
         predicts the true class and zero elsewhere.
     detach_indicator : bool, default=True
         Whether the soft indicator is a constant for the gradient. The hard one always is.
+    classification_loss : callable, default=None
+        ``f(logits, y)`` returning one value per sample. None means cross-entropy.
 
     Returns
     -------
@@ -89,10 +92,11 @@ def cce_member_loss(
     """
     if indicator not in _INDICATORS:
         raise ValueError(f"indicator must be one of {_INDICATORS}, got {indicator!r}.")
-    loss = _ce(logits_clean, y) + _ce(logits_own, y)
+    ce = _ce if classification_loss is None else classification_loss
+    loss = ce(logits_clean, y) + ce(logits_own, y)
     for cross in logits_cross:
         secure = _indicator(cross, y, indicator, detach_indicator)
-        promote = lambda_pm * secure * _ce(cross, y)
+        promote = lambda_pm * secure * ce(cross, y)
         demote = lambda_dm * (1 - secure) * entropy(cross)
         loss = loss + (promote - demote) / len(logits_cross)
     return loss
@@ -106,6 +110,7 @@ def cce_loss(
     lambda_dm=1.0,
     indicator="soft",
     detach_indicator=True,
+    classification_loss=None,
 ):
     r"""Total CCE loss of an ensemble, per sample.
 
@@ -125,6 +130,8 @@ def cce_loss(
         How being right is measured, see :func:`cce_member_loss`.
     detach_indicator : bool, default=True
         Whether the soft indicator is a constant for the gradient.
+    classification_loss : callable, default=None
+        ``f(logits, y)`` returning one value per sample. None means cross-entropy.
 
     Returns
     -------
@@ -176,6 +183,7 @@ def cce_loss(
             lambda_dm=lambda_dm,
             indicator=indicator,
             detach_indicator=detach_indicator,
+            classification_loss=classification_loss,
         )
         for n, sources in enumerate(logits)
     )

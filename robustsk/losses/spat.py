@@ -72,6 +72,7 @@ def self_paced_loss(
     detach_gates=False,
     clamp_gates=False,
     form="literal",
+    classification_loss=None,
 ):
     r"""Self-paced accuracy loss of SPAT: cross-entropy on gated class scores.
 
@@ -95,6 +96,8 @@ def self_paced_loss(
         Whether negative gates are raised to zero.
     form : {"literal", "shifted"}, default="literal"
         Scores that are gated, see Notes.
+    classification_loss : callable, default=None
+        ``f(logits, y)`` returning one value per sample. None means cross-entropy.
 
     Returns
     -------
@@ -160,7 +163,9 @@ def self_paced_loss(
     else:
         scores = logits
     gates = self_paced_gates(cos, y, beta, detach=detach_gates, clamp=clamp_gates)
-    return cross_entropy(gates * scores, y, reduction="none")
+    if classification_loss is None:
+        return cross_entropy(gates * scores, y, reduction="none")
+    return classification_loss(gates * scores, y)
 
 
 def inconsistency(logits, logits_adv):

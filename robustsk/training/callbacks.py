@@ -58,6 +58,10 @@ class AdversarialScoring(EpochScoring):
             use_caching=False,  # the cache holds predictions on clean data
         )
 
+    def _get_param_names(self):
+        # skorch would read them off the attributes, those of EpochScoring included
+        return ["attack", "name", "on_train"]
+
 
 class EpsWarmup(Callback):
     """Let the radius of the adversary grow during the first epochs.

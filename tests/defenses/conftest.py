@@ -1,0 +1,91 @@
+"""What the tests of the defences share.
+
+A test that asks for `cls` runs for every public defence, so that a new one is covered by being
+listed. No defence is named here or in a test that takes `cls`.
+"""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import make_blobs
+
+from robustsk import PGD
+from robustsk._discovery import all_defenses
+
+torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc):
+    if "cls" in metafunc.fixturenames:
+        metafunc.parametrize("cls", all_defenses(), ids=lambda cls: cls.__name__)
+
+
+@pytest.fixture
+def make():
+    """Return a function that makes a small, fast estimator."""
+
+    def _make(cls, **params):
+        settings = {"max_epochs": 2, "batch_size": 16, "random_state": 0, "device": "cpu"}
+        if "adversary" not in params:
+            settings.update(adversary__eps=0.1, adversary__n_steps=2)
+        if "module" not in params:
+            settings.update(module="mlp", module__hidden_sizes=(8,))
+        return cls(**{**settings, **params})
+
+    return _make
+
+
+@pytest.fixture
+def learner(make):
+    """Return a function that makes an estimator that gets blobs right."""
+
+    def _make(cls, **params):
+        return make(cls, **{"max_epochs": 15, "lr": 0.05, **params})
+
+    return _make
+
+
+@pytest.fixture
+def adversary():
+    return PGD(eps=0.3, n_steps=2)
+
+
+def blobs(n_samples=48, centers=3, dtype=np.float64):
+    X, y = make_blobs(
+        n_samples,
+        n_features=4,
+        centers=centers,
+        cluster_std=0.4,
+        center_box=(-2, 2),
+        random_state=3,
+    )
+    return X.astype(dtype), y
+
+
+@pytest.fixture
+def data():
+    """Three classes, four features, in float64."""
+    return blobs()
+
+
+@pytest.fixture
+def data32():
+    """Three classes, four features, in float32."""
+    return blobs(dtype=np.float32)
+
+
+@pytest.fixture
+def binary():
+    """Two classes."""
+    return blobs(centers=2)
+
+
+@pytest.fixture
+def images():
+    """Images with one channel, (n, 1, 8, 8), whose class is the bright corner."""
+    rng = np.random.default_rng(0)
+    y = np.arange(24) % 3
+    X = rng.uniform(0, 0.3, (24, 1, 8, 8)).astype(np.float32)
+    for label, (row, column) in enumerate([(0, 0), (0, 4), (4, 0)]):
+        X[y == label, :, row : row + 4, column : column + 4] += 0.6
+    return X, y

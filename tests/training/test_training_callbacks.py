@@ -1,0 +1,170 @@
+"""Callbacks that watch robustness during training."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
+from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState
+from skorch.dataset import ValidSplit
+
+from robustsk import PGD, PGDATClassifier, score_adversarial
+from robustsk.training import AdversarialScoring, EpsWarmup
+
+ATTACK = PGD(eps=0.4, n_steps=3, random_state=0)
+
+
+@pytest.fixture(params=["ints", "strings"])
+def data(request):
+    X, y = make_blobs(
+        60, n_features=4, centers=3, cluster_std=0.8, center_box=(-2, 2), random_state=3
+    )
+    return X, (y if request.param == "ints" else np.array(["ant", "bee", "cat"])[y])
+
+
+def make(*callbacks, **params):
+    defaults = {
+        "module": "mlp", "module__hidden_sizes": (8,), "max_epochs": 3, "batch_size": 16,
+        "lr": 0.05, "adversary": PGD(eps=0.2, n_steps=2), "random_state": 0, "device": "cpu",
+        "train_split": ValidSplit(3, stratified=True), "callbacks": list(callbacks),
+    }  # fmt: skip
+    return PGDATClassifier(**{**defaults, **params})
+
+
+def test_records_every_epoch(data):
+    clf = make(
+        AdversarialScoring(ATTACK),
+        AdversarialScoring(ATTACK, on_train=True),
+        AdversarialScoring(PGD(eps=0, n_steps=1), name="at_zero"),
+        AdversarialScoring(PGD(eps=50, n_steps=3, clip=None, random_state=0), name="at_large"),
+    ).fit(*data)
+    history = clf.history_
+    for name in ("valid_robust_acc", "train_robust_acc", "at_zero", "at_large"):
+        values = np.array(history[:, name])
+        assert values.shape == (3,)
+        assert ((values >= 0) & (values <= 1)).all()
+    assert_allclose(history[:, "at_zero"], history[:, "valid_acc"])
+    assert (np.array(history[:, "valid_robust_acc"]) <= history[:, "at_zero"]).all()
+    assert max(history[:, "at_large"]) < 0.5 < max(history[:, "at_zero"])
+
+
+def test_value_is_that_of_score_adversarial(data):
+    """With everything trained on, the last record is the score of the result."""
+    X, y = data
+    clf = make(AdversarialScoring(ATTACK, on_train=True), train_split=None, batch_size=-1)
+    clf.fit(X, y)
+    expected = score_adversarial(clf, X, y, ATTACK)
+    assert clf.history_[-1, "train_robust_acc"] == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected < 1
+
+
+def test_best_epochs_are_marked(data):
+    clf = make(AdversarialScoring(ATTACK), max_epochs=6).fit(*data)
+    values = np.array(clf.history_[:, "valid_robust_acc"])
+    best_so_far = np.maximum.accumulate(np.concatenate([[-1], values]))[:-1]
+    assert clf.history_[:, "valid_robust_acc_best"] == (values > best_so_far).tolist()
+
+
+def test_early_stopping(data):
+    stop = EarlyStopping(monitor="valid_robust_acc", lower_is_better=False, patience=2, threshold=2)
+    clf = make(AdversarialScoring(ATTACK), stop, max_epochs=20).fit(*data)
+    assert len(clf.history_) == 3  # no accuracy doubles twice
+    assert set(clf.predict(data[0])) <= set(data[1])
+
+
+def test_checkpoint(data, tmp_path):
+    checkpoint = Checkpoint(monitor="valid_robust_acc_best", dirname=tmp_path)
+    clf = make(AdversarialScoring(ATTACK), checkpoint).fit(*data)
+    marked = clf.history_[:, "valid_robust_acc_best"]
+    best = max(i for i, is_best in enumerate(marked) if is_best)
+    resumed = make(LoadInitState(checkpoint), max_epochs=0, random_state=1).fit(*data)
+    shorter = make(max_epochs=best + 1).fit(*data)
+    assert_allclose(resumed.predict_proba(data[0]), shorter.predict_proba(data[0]), rtol=1e-9)
+
+
+def test_watching_changes_nothing(data):
+    """Training with and without the callback gives the same weights."""
+    watched = make(AdversarialScoring(ATTACK)).fit(*data)
+    plain = make().fit(*data)
+    assert_allclose(watched.predict_proba(data[0]), plain.predict_proba(data[0]), rtol=1e-12)
+
+
+def test_attack_is_left_as_it_was(data):
+    attack = clone(ATTACK)
+    before = vars(attack).copy()
+    make(AdversarialScoring(attack)).fit(*data)
+    assert vars(attack) == before
+
+
+def test_callback_is_cloned_with_the_estimator(data):
+    clf = clone(make(AdversarialScoring(ATTACK, name="mine"))).fit(*data)
+    assert len(clf.history_[:, "mine"]) == 3
+    twice = clone(clone(AdversarialScoring(ATTACK, on_train=True)))
+    assert twice.name == "train_robust_acc"
+    assert twice.on_train
+    assert twice.attack.eps == ATTACK.eps
+
+
+def test_search_with_the_callback(data):
+    search = GridSearchCV(
+        make(AdversarialScoring(ATTACK)), {"adversary__eps": [0.0, 0.3]}, cv=2, error_score="raise"
+    ).fit(*data)
+    assert len(search.best_estimator_.history_[:, "valid_robust_acc"]) == 3
+
+
+def test_fitted_with_the_callback_pickles(data):
+    clf = make(AdversarialScoring(ATTACK)).fit(*data)
+    other = pickle.loads(pickle.dumps(clf)).partial_fit(*data)
+    assert len(other.history_[:, "valid_robust_acc"]) == 6
+
+
+def test_names():
+    assert AdversarialScoring(ATTACK).name == "valid_robust_acc"
+    assert AdversarialScoring(ATTACK, on_train=True).name == "train_robust_acc"
+    assert AdversarialScoring(ATTACK, name="mine", on_train=True).name == "mine"
+
+
+# --- warm-up of the radius -----------------------------------------------------------
+
+
+class Radii(Callback):
+    """Note the radius of every batch; break the weights in a batch if asked."""
+
+    def __init__(self, seen, poison_at=None):
+        self.seen = seen
+        self.poison_at = poison_at
+
+    def on_batch_begin(self, net, training=False, **kwargs):
+        if training:
+            self.seen.append(float(net.adversary_.eps))
+            if len(self.seen) == self.poison_at:
+                with torch.no_grad():
+                    for p in net.module_.parameters():
+                        p.fill_(torch.nan)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_radius_grows_to_the_full_one(data, start):
+    seen = []
+    clf = make(EpsWarmup(1.5, start=start), Radii(seen), train_split=None).fit(*data)
+    assert len(seen) == 12  # three epochs of four batches, six of them of warm-up
+    share = np.minimum(1, np.arange(12) / 6)
+    assert_allclose(seen, 0.2 * (start + (1 - start) * share))
+    assert clf.adversary_.eps == 0.2
+    assert clf.default_attack().eps == 0.2
+
+
+def test_full_radius_after_a_training_that_broke_off(data):
+    """Otherwise `score_adversarial` would attack with too small a radius."""
+    clf = make(EpsWarmup(3), Radii([], poison_at=6), train_split=None)
+    with pytest.raises(FloatingPointError):
+        clf.fit(*data)
+    assert clf.default_attack().eps == 0.2
+    clf = make(EpsWarmup(3), EarlyStopping("train_loss", patience=1, threshold=9))
+    clf.set_params(train_split=None).fit(*data)
+    assert len(clf.history_) == 2
+    assert clf.default_attack().eps == 0.2

@@ -5,6 +5,7 @@ import importlib
 import importlib.metadata
 import importlib.resources
 import inspect
+import pathlib
 import subprocess
 import sys
 
@@ -238,3 +239,12 @@ def test_public_methods_are_documented(cls):
     for name, method in inspect.getmembers(cls, inspect.isfunction):
         if not name.startswith("_") and method.__module__.startswith("robustsk"):
             assert inspect.getdoc(method), name
+
+
+@pytest.mark.parametrize("cls", ESTIMATORS)
+def test_has_a_row_in_the_documentation(cls):
+    """Every attack and defence stands in the table of the user guide and in the README."""
+    root = pathlib.Path(robustsk.__file__).parents[1]
+    page = "attacks" if issubclass(cls, robustsk.attacks.BaseAttack) else "defenses"
+    assert f":class:`.{cls.__name__}`" in (root / "docs/user_guide" / f"{page}.rst").read_text()
+    assert f"`{cls.__name__}`" in (root / "README.md").read_text()

@@ -11,10 +11,13 @@ from __future__ import annotations
 import numbers
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -201,7 +204,17 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     # --- torch face ------------------------------------------------------------------
 
-    def perturb(self, model, x, y=None, objective=None, *, bounds=None, seed=None, keep="last"):
+    def perturb(
+        self,
+        model: Any,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        objective: str | Callable | None = None,
+        *,
+        bounds: tuple[np.ndarray, np.ndarray] | None = None,
+        seed: int | None = None,
+        keep: str = "last",
+    ) -> torch.Tensor:
         """Attack one batch of tensors.
 
         Parameters
@@ -216,7 +229,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             What to ascend, unless the attack has been given an objective of
             its own.
         bounds : tuple of (low, high), optional
-            Valid range to use where ``clip="auto"``.
+            Valid range to use where ``clip="auto"``. None means what the attack
+            or the model has learned, and no range if neither has.
         seed : int, optional
             Seed of this call. None draws one from `random_state`.
         keep : {"last", "worst", "first"}, default="last"
@@ -247,8 +261,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             return x.detach().clone()
         if seed is None:
             seed = self._draw_seed()
+        if bounds is None:
+            bounds = getattr(self, "clip_bounds_", victim.bounds)
         lower, upper = self._box(bounds)
         x = x.detach()
+        kind = {"dtype": x.dtype, "device": x.device}
         with victim.frozen(self.bn_mode):
             batch = AttackBatch(
                 victim=victim,
@@ -258,9 +275,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 ball=Ball(
                     x,
                     norm,
-                    eps if isinstance(eps, float) else torch.tensor(eps, device=x.device),
-                    None if lower is None else torch.tensor(lower, device=x.device),
-                    None if upper is None else torch.tensor(upper, device=x.device),
+                    eps if isinstance(eps, float) else torch.tensor(eps, **kind),
+                    None if lower is None else torch.tensor(lower, **kind),
+                    None if upper is None else torch.tensor(upper, **kind),
                 ),
                 objective=self._resolve_objective(objective),
                 noise=SampleNoise(x, seed),
@@ -332,7 +349,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     # --- scikit-learn face -----------------------------------------------------------
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: ArrayLike | None = None) -> BaseAttack:
         """Learn the valid range of the data, and a surrogate if there is no victim.
 
         Parameters
@@ -383,7 +400,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self._sample_shape = X.shape[1:]
         return self
 
-    def transform(self, X):
+    def transform(self, X: Any) -> Any:
         """Return adversarial examples against the victim's own predictions.
 
         True labels are not used, so none can leak.
@@ -398,7 +415,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """
         return self.generate(X)
 
-    def generate(self, X, y=None):
+    def generate(self, X: Any, y: ArrayLike | None = None) -> Any:
         """Return adversarial examples against the labels given.
 
         Parameters
@@ -433,7 +450,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             )
         return like(self.run(values, y, victim, bounds=bounds, original=X), X)
 
-    def fit_resample(self, X, y, labels="predicted"):
+    def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
         """Append adversarial copies to the data.
 
         Parameters

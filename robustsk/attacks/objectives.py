@@ -76,7 +76,7 @@ OBJECTIVES = {
 }
 
 
-def resolve_objective(objective):
+def resolve_objective(objective: str | Callable | None) -> Objective:
     """Return the :class:`Objective` meant by a name or a callable.
 
     Parameters

@@ -10,8 +10,10 @@ their own with :func:`register_converter`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
 import torch
@@ -166,7 +168,7 @@ def _dtype_of(module):
 # --- from anything to a victim -------------------------------------------------------
 
 
-def as_victim(model, *, attack=None):
+def as_victim(model: Any, *, attack: str | None = None) -> Victim:
     """Return the :class:`Victim` that `model` is.
 
     Parameters
@@ -291,7 +293,7 @@ def to_module(estimator):
     raise NoGradientError(type(estimator).__name__)
 
 
-def register_converter(cls, function=None):
+def register_converter(cls: type, function: Callable[[Any], nn.Module] | None = None) -> Callable:
     """Teach white-box attacks to differentiate through a type of their own.
 
     Parameters

@@ -8,6 +8,8 @@ through it and is thereby valid for every norm it supports.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -24,7 +26,7 @@ _NAMES = {
 }  # fmt: skip
 
 
-def check_norm(norm, supported=(np.inf, 2.0, 1.0)):
+def check_norm(norm: Any, supported: tuple[float, ...] = (np.inf, 2.0, 1.0)) -> float:
     """Turn any spelling of a norm into ``inf``, ``2.0`` or ``1.0``.
 
     Parameters
@@ -55,7 +57,7 @@ def check_norm(norm, supported=(np.inf, 2.0, 1.0)):
     return value
 
 
-def check_eps(eps, norm, sample_shape):
+def check_eps(eps: Any, norm: float, sample_shape: tuple[int, ...]) -> float | np.ndarray:
     """Validate a perturbation size.
 
     Parameters
@@ -107,7 +109,7 @@ def _column(values, like):
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
-def project_l1(delta, radius):
+def project_l1(delta: torch.Tensor, radius: float) -> torch.Tensor:
     """Euclidean projection of each row onto the l1 ball.
 
     Parameters

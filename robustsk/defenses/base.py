@@ -11,9 +11,11 @@ import copy
 import difflib
 import inspect
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils import check_random_state, compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
@@ -30,7 +32,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from .._containers import check_labels, dataset_labels, is_dataset, sample_of, to_array
 from .._shared import SharedParameters
-from ..attacks import PGD, Victim
+from ..attacks import PGD, BaseAttack, Victim
 from ..attacks.base import encode_labels, learn_bounds, warn_about_units
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
@@ -298,7 +300,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     # --- fitting -----------------------------------------------------------------------
 
-    def fit(self, X, y=None, sample_weight=None):
+    def fit(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> BaseDefense:
         """Train the network.
 
         An interrupt (Ctrl-C) ends the training and leaves a usable model.
@@ -331,7 +335,13 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         samples = self._prepare(X, y, sample_weight, reset=fresh)
         return self._train(samples, fresh)
 
-    def partial_fit(self, X, y=None, classes=None, sample_weight=None):
+    def partial_fit(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> BaseDefense:
         """Train for another `max_epochs` epochs, from where training stopped.
 
         Parameters
@@ -696,7 +706,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             batches = [b.double().numpy() for b in self.forward_iter(X, device="cpu")]
         return np.concatenate(batches)
 
-    def predict(self, X):
+    def predict(self, X: Any) -> np.ndarray:
         """Return the predicted labels.
 
         Parameters
@@ -710,7 +720,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         predicted = self._outputs(X).argmax(axis=1)
         return self.classes_[predicted]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class.
 
         Parameters
@@ -726,7 +736,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         p = np.exp(z - z.max(axis=1, keepdims=True))
         return p / p.sum(axis=1, keepdims=True)
 
-    def decision_function(self, X):
+    def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits.
 
         Parameters
@@ -742,14 +752,20 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         z = self._outputs(X)
         return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z
 
-    def score_adversarial(self, X, y, attack=None, sample_weight=None):
+    def score_adversarial(
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        attack: BaseAttack | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
         """Return the accuracy under attack.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...) or torch Dataset
         y : array-like of shape (n_samples,)
-            True labels.
+            True labels. May be omitted where `X` is a Dataset that yields them.
         attack : attack, default=None
             None means PGD with 20 steps and two runs, in the norm, radius
             and valid range of the adversary of this estimator.
@@ -767,7 +783,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         attack = self.default_attack() if attack is None else attack
         return score_adversarial(self, X, y, attack, sample_weight=sample_weight)
 
-    def default_attack(self):
+    def default_attack(self) -> PGD:
         """Return the attack that :meth:`score_adversarial` uses by default."""
         adversary = self._adversary()
         return PGD(

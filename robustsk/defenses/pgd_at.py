@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from .base import BaseDefense
 
 
@@ -40,6 +42,6 @@ class PGDATClassifier(BaseDefense):
     def __init__(self, module=None, **common):
         super().__init__(module, **common)
 
-    def training_loss(self, x, x_adv, y):
+    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x'), y)``, shape (n,)."""
         return self.classification_loss(self.logits(x_adv), y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..attacks import Objective
@@ -149,11 +150,11 @@ class SPATClassifier(BaseDefense):
             return kl_divergence(logits, logits_adv)
         return self_paced_consistency(logits, logits_adv, self.alpha)
 
-    def craft(self, x, y):
+    def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the adversarial batch; without weight on it, the clean one."""
         return x if self.lam == 0 else super().craft(x, y)
 
-    def training_loss(self, x, x_adv, y):
+    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``L_acc + lam * L_rob``, shape (n,)."""
         logits, loss = self._accuracy(x, y)
         if self.lam == 0:

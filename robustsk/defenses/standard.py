@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from .base import BaseDefense
 
 
@@ -38,10 +40,10 @@ class StandardClassifier(BaseDefense):
     def __init__(self, module=None, **common):
         super().__init__(module, **common)
 
-    def craft(self, x, y):
+    def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the clean batch: there is no adversary in training."""
         return x
 
-    def training_loss(self, x, x_adv, y):
+    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x), y)``, shape (n,)."""
         return self.classification_loss(self.logits(x), y)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..losses import kl_divergence
 from .base import BaseDefense
 
@@ -57,11 +59,11 @@ class TRADESClassifier(BaseDefense):
         """Return "kl"."""
         return "kl"
 
-    def craft(self, x, y):
+    def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the adversarial batch; without weight on it, the clean one."""
         return x if self.beta == 0 else super().craft(x, y)
 
-    def training_loss(self, x, x_adv, y):
+    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, shape (n,)."""
         logits = self.logits(x)
         loss = self.classification_loss(logits, y)

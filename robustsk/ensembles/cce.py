@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from ..attacks.targets import two_logits
 from ..defenses.base import BaseDefense
@@ -159,11 +161,11 @@ class EnsembleCCE(BaseDefense):
                     part.reset_parameters()
         return member
 
-    def craft(self, x, y):
+    def craft(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return one adversarial batch per member, each against that member alone."""
         return [self.perturb(member, x, y) for member in self.module_.members]
 
-    def training_loss(self, x, x_adv, y):
+    def training_loss(self, x: Tensor, x_adv: list[Tensor], y: Tensor) -> Tensor:
         """Return the sum of the members' losses, shape (n,)."""
         pm, dm = MODES[self.mode]
         pm = pm if self.lambda_pm is None else self.lambda_pm
@@ -182,7 +184,7 @@ class EnsembleCCE(BaseDefense):
             classification_loss=self.classification_loss,
         )
 
-    def prediction_entropy(self, X):
+    def prediction_entropy(self, X: Any) -> np.ndarray:
         """Return the entropy of the ensemble's prediction, a detector's score.
 
         Parameters

@@ -1,8 +1,12 @@
 """The loss of the Crossing Collaborative Ensemble (CCE), and the ensemble output."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax
 
 from robustsk.losses.classification import entropy
@@ -11,17 +15,17 @@ _INDICATORS = ("soft", "hard")
 
 
 def cce_member_loss(
-    logits_clean,
-    logits_own,
-    logits_cross,
-    y,
+    logits_clean: Tensor,
+    logits_own: Tensor,
+    logits_cross: Sequence[Tensor],
+    y: Tensor,
     *,
-    lambda_pm=1.0,
-    lambda_dm=1.0,
-    indicator="soft",
-    detach_indicator=True,
-    classification_loss=None,
-):
+    lambda_pm: float = 1.0,
+    lambda_dm: float = 1.0,
+    indicator: str = "soft",
+    detach_indicator: bool = True,
+    classification_loss: Callable | None = None,
+) -> Tensor:
     r"""CCE loss of one ensemble member, per sample.
 
     Parameters
@@ -103,15 +107,15 @@ def cce_member_loss(
 
 
 def cce_loss(
-    logits,
-    y,
+    logits: Sequence[Sequence[Tensor]] | Tensor,
+    y: Tensor,
     *,
-    lambda_pm=1.0,
-    lambda_dm=1.0,
-    indicator="soft",
-    detach_indicator=True,
-    classification_loss=None,
-):
+    lambda_pm: float = 1.0,
+    lambda_dm: float = 1.0,
+    indicator: str = "soft",
+    detach_indicator: bool = True,
+    classification_loss: Callable | None = None,
+) -> Tensor:
     r"""Total CCE loss of an ensemble, per sample.
 
     Parameters
@@ -189,7 +193,7 @@ def cce_loss(
     )
 
 
-def ensemble_logits(member_logits):
+def ensemble_logits(member_logits: Tensor | Sequence[Tensor]) -> Tensor:
     r"""Log of the mean softmax output of the members of an ensemble.
 
     Parameters

@@ -1,13 +1,16 @@
 """Divergences, entropy and logit differences shared by many attacks and defences."""
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 from torch.nn.functional import log_softmax
 
 # The constant of Croce and Hein (2020): it only decides the value when the top logits are tied.
 _DLR_EPS = 1e-12
 
 
-def kl_terms(logits_p, logits_q):
+def kl_terms(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     r"""Per-class terms of the Kullback-Leibler divergence between two softmax outputs.
 
     Parameters
@@ -50,7 +53,7 @@ def kl_terms(logits_p, logits_q):
     return log_p.exp() * (log_p - log_softmax(logits_q, dim=1))
 
 
-def kl_divergence(logits_p, logits_q):
+def kl_divergence(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     r"""Kullback-Leibler divergence between two softmax outputs, per sample.
 
     Parameters
@@ -95,7 +98,7 @@ def kl_divergence(logits_p, logits_q):
     return kl_terms(logits_p, logits_q).sum(dim=1)
 
 
-def entropy(logits):
+def entropy(logits: Tensor) -> Tensor:
     r"""Shannon entropy of the softmax output, per sample.
 
     Parameters
@@ -128,7 +131,7 @@ def entropy(logits):
     return -(log_p.exp() * log_p).sum(dim=1)
 
 
-def margin(logits, y):
+def margin(logits: Tensor, y: Tensor) -> Tensor:
     r"""Margin by which the best wrong class beats the true class, per sample.
 
     Parameters
@@ -171,7 +174,7 @@ def margin(logits, y):
     return _best_other(logits, y) - _pick(logits, y)
 
 
-def dlr(logits, y):
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
     r"""Untargeted Difference of Logits Ratio, per sample.
 
     Parameters
@@ -224,7 +227,7 @@ def dlr(logits, y):
     return margin(logits, y) / (top[:, 0] - top[:, 2] + _DLR_EPS)
 
 
-def dlr_targeted(logits, y, y_target):
+def dlr_targeted(logits: Tensor, y: Tensor, y_target: Tensor) -> Tensor:
     r"""Targeted Difference of Logits Ratio, per sample.
 
     Parameters

@@ -1,6 +1,11 @@
 """The losses of Self-Paced Adversarial Training (SPAT)."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from robustsk.losses.classification import kl_terms
@@ -8,7 +13,9 @@ from robustsk.losses.classification import kl_terms
 _FORMS = ("literal", "shifted")
 
 
-def self_paced_gates(cos, y, beta=0.2, *, detach=False, clamp=False):
+def self_paced_gates(
+    cos: Tensor, y: Tensor, beta: float = 0.2, *, detach: bool = False, clamp: bool = False
+) -> Tensor:
     r"""Self-paced weights of the class scores.
 
     Parameters
@@ -63,17 +70,17 @@ def self_paced_gates(cos, y, beta=0.2, *, detach=False, clamp=False):
 
 
 def self_paced_loss(
-    cos,
-    y,
+    cos: Tensor,
+    y: Tensor,
     *,
-    logits=None,
-    scale=5.0,
-    beta=0.2,
-    detach_gates=False,
-    clamp_gates=False,
-    form="literal",
-    classification_loss=None,
-):
+    logits: Tensor | None = None,
+    scale: float = 5.0,
+    beta: float = 0.2,
+    detach_gates: bool = False,
+    clamp_gates: bool = False,
+    form: str = "literal",
+    classification_loss: Callable | None = None,
+) -> Tensor:
     r"""Self-paced accuracy loss of SPAT: cross-entropy on gated class scores.
 
     Parameters
@@ -168,7 +175,7 @@ def self_paced_loss(
     return classification_loss(gates * scores, y)
 
 
-def inconsistency(logits, logits_adv):
+def inconsistency(logits: Tensor, logits_adv: Tensor) -> Tensor:
     r"""Sum of the squared divergence terms between clean and attacked outputs, per sample.
 
     Parameters
@@ -214,7 +221,7 @@ def inconsistency(logits, logits_adv):
     return kl_terms(logits, logits_adv).square().sum(dim=1)
 
 
-def self_paced_consistency(logits, logits_adv, alpha=0.2):
+def self_paced_consistency(logits: Tensor, logits_adv: Tensor, alpha: float = 0.2) -> Tensor:
     r"""Self-paced robustness loss of SPAT, per sample.
 
     Parameters
@@ -263,20 +270,20 @@ def self_paced_consistency(logits, logits_adv, alpha=0.2):
 
 
 def spat_loss(
-    cos,
-    cos_adv,
-    y,
+    cos: Tensor,
+    cos_adv: Tensor,
+    y: Tensor,
     *,
-    logits=None,
-    logits_adv=None,
-    scale=5.0,
-    alpha=0.2,
-    beta=0.2,
-    lam=6.0,
-    detach_gates=False,
-    clamp_gates=False,
-    form="literal",
-):
+    logits: Tensor | None = None,
+    logits_adv: Tensor | None = None,
+    scale: float = 5.0,
+    alpha: float = 0.2,
+    beta: float = 0.2,
+    lam: float = 6.0,
+    detach_gates: bool = False,
+    clamp_gates: bool = False,
+    form: str = "literal",
+) -> Tensor:
     r"""Training loss of Self-Paced Adversarial Training, per sample.
 
     Parameters

@@ -1,11 +1,14 @@
 """The TRADES loss."""
 
+from __future__ import annotations
+
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robustsk.losses.classification import kl_divergence
 
 
-def trades_loss(logits, logits_adv, y, beta=6.0):
+def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float = 6.0) -> Tensor:
     r"""TRADES loss: clean cross-entropy plus a divergence between clean and attacked outputs.
 
     Parameters

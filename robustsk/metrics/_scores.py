@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.stats import beta
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_array
@@ -14,6 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_consistent_leng
 from torch import nn
 
 from .._containers import check_labels, dataset_labels, is_dataset, to_array
+from ..attacks import BaseAttack
 from ..attacks.base import encode_labels, learn_bounds
 from ..attacks.targets import as_victim
 
@@ -37,17 +40,19 @@ class AdversarialOutcome:
     X_adv: np.ndarray
 
     @property
-    def correct(self):
+    def correct(self) -> np.ndarray:
         """Where the prediction is right without an attack."""
         return self.y_pred == self.y_true
 
     @property
-    def robust(self):
+    def robust(self) -> np.ndarray:
         """Where the prediction is right with and without the attack."""
         return self.correct & (self.y_pred_adv == self.y_true)
 
 
-def adversarial_outcome(estimator, X, y, attack):
+def adversarial_outcome(
+    estimator: Any, X: Any, y: ArrayLike | None, attack: BaseAttack
+) -> AdversarialOutcome:
     """Attack an estimator and record what happens to every sample.
 
     Parameters
@@ -140,7 +145,14 @@ def _predictor(estimator, victim):
     return predict
 
 
-def score_adversarial(estimator, X, y, attack, *, sample_weight=None):
+def score_adversarial(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    attack: BaseAttack,
+    *,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Accuracy under attack.
 
     Parameters
@@ -213,7 +225,14 @@ class RobustAccuracy:
         )
 
 
-def robust_accuracy(estimator, X, y, attack, *, confidence=0.95):
+def robust_accuracy(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    attack: BaseAttack,
+    *,
+    confidence: float = 0.95,
+) -> RobustAccuracy:
     """Accuracy under attack with a Clopper-Pearson interval.
 
     Parameters
@@ -244,7 +263,9 @@ def robust_accuracy(estimator, X, y, attack, *, confidence=0.95):
     return RobustAccuracy(float(robust.mean()), low, high, confidence, len(robust))
 
 
-def clopper_pearson_interval(n_successes, n_trials, confidence=0.95):
+def clopper_pearson_interval(
+    n_successes: int, n_trials: int, confidence: float = 0.95
+) -> tuple[float, float]:
     """Exact confidence interval of a proportion.
 
     Parameters
@@ -280,7 +301,14 @@ def clopper_pearson_interval(n_successes, n_trials, confidence=0.95):
     return low, high
 
 
-def attack_success_rate(estimator, X, y, attack, *, over="correct"):
+def attack_success_rate(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    attack: BaseAttack,
+    *,
+    over: str = "correct",
+) -> float:
     """Share of samples on which an attack succeeds.
 
     Parameters

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
+from ..attacks import BaseAttack
 from ._scores import score_adversarial
 
 
-def make_adversarial_scorer(attack):
+def make_adversarial_scorer(attack: BaseAttack) -> AdversarialScorer:
     """Make a scorer out of an attack, for `GridSearchCV` and the like.
 
     Parameters
@@ -49,7 +53,9 @@ class AdversarialScorer:
     def __init__(self, attack):
         self.attack = attack
 
-    def __call__(self, estimator, X, y, sample_weight=None):
+    def __call__(
+        self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Return the accuracy of `estimator` under the attack."""
         return score_adversarial(estimator, X, y, self.attack, sample_weight=sample_weight)
 
@@ -98,13 +104,20 @@ class MostRobust(BaseEstimator):
     1
     """
 
-    def __init__(self, floor=None, *, max_loss=None, clean="clean", robust="robust"):
+    def __init__(
+        self,
+        floor: float | None = None,
+        *,
+        max_loss: float | None = None,
+        clean: str = "clean",
+        robust: str = "robust",
+    ):
         self.floor = floor
         self.max_loss = max_loss
         self.clean = clean
         self.robust = robust
 
-    def __call__(self, cv_results):
+    def __call__(self, cv_results: dict) -> int:
         """Return the index of the chosen setting.
 
         Parameters

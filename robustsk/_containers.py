@@ -17,10 +17,24 @@ def sample_of(item):
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def dataset_features(dataset):
-    """Stack the features of a torch Dataset into one array."""
+def check_not_empty(dataset):
+    """Raise if a torch Dataset has no samples."""
     if len(dataset) == 0:
         raise ValueError("The Dataset is empty: 0 sample(s) while a minimum of 1 is required.")
+
+
+def check_sample_shape(shape, fitted, owner):
+    """Raise if samples are not of the shape that `owner` was fitted on."""
+    if tuple(shape) != tuple(fitted):
+        raise ValueError(
+            f"X has samples of shape {tuple(shape)}, but {type(owner).__name__} was fitted on "
+            f"samples of shape {tuple(fitted)}."
+        )
+
+
+def dataset_features(dataset):
+    """Stack the features of a torch Dataset into one array."""
+    check_not_empty(dataset)
     return np.stack([np.asarray(sample_of(dataset[i])) for i in range(len(dataset))])
 
 

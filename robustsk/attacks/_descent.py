@@ -48,7 +48,7 @@ def descend(
         "momentum": momentum,
     }
     if batch.keep == "last" and runs == 1:
-        return _steps(batch, **options)
+        return _steps(batch, 0, **options)
     best = batch.x.clone()
     best_value = torch.full((len(best),), -torch.inf, device=best.device, dtype=best.dtype)
     solved = torch.zeros(len(best), dtype=torch.bool, device=best.device)
@@ -68,9 +68,9 @@ def descend(
     return best
 
 
-def _steps(batch, *, n_steps, step_size, random_start, start_std, momentum):
+def _steps(batch, stream, *, n_steps, step_size, random_start, start_std, momentum):
     """Run all steps and return the last iterate: forward and input gradient, nothing else."""
-    z = batch.ball.random_start(random_start, batch.noise, 0, start_std)
+    z = batch.ball.random_start(random_start, batch.noise, stream, start_std)
     velocity = None
     for _ in range(n_steps):
         _, _, gradient = batch.value_and_gradient(z)
@@ -86,8 +86,18 @@ def _accumulate(velocity, gradient, momentum):
     return gradient if velocity is None else momentum * velocity + gradient
 
 
-def _run(batch, stream, *, n_steps, step_size, random_start, start_std, momentum):
+def _run(batch, stream, **options):
     """Return the result of one run, where it fools the victim, and its objective."""
+    if batch.keep != "last":
+        return _tracked(batch, stream, **options)
+    z = _steps(batch, stream, **options)
+    with torch.no_grad():
+        value = batch.value(batch.victim(z)).to(z.dtype)
+    return z, torch.zeros(len(z), dtype=torch.bool, device=z.device), value
+
+
+def _tracked(batch, stream, *, n_steps, step_size, random_start, start_std, momentum):
+    """Run the steps and watch for iterates that fool the victim."""
     z = batch.ball.random_start(random_start, batch.noise, stream, start_std)
     result = z.clone()
     hit = torch.zeros(len(z), dtype=torch.bool, device=z.device)
@@ -101,12 +111,11 @@ def _run(batch, stream, *, n_steps, step_size, random_start, start_std, momentum
 
     for _ in range(n_steps):
         logits, _, gradient = batch.value_and_gradient(z)
-        if batch.keep != "last":
-            now = batch.fooled(logits)
-            if batch.keep == "first":
-                now = now & ~hit[alive]
-            result[alive[now]] = z[now]
-            hit[alive[now]] = True
+        now = batch.fooled(logits)
+        if batch.keep == "first":
+            now = now & ~hit[alive]
+        result[alive[now]] = z[now]
+        hit[alive[now]] = True
         if batch.keep == "first":
             left = ~hit[alive]
             n_left = int(left.sum())
@@ -124,15 +133,12 @@ def _run(batch, stream, *, n_steps, step_size, random_start, start_std, momentum
     value = torch.full(hit.shape, -torch.inf, device=z.device, dtype=z.dtype)
     if len(alive) == 0:
         return result, hit, value
-    if batch.keep == "last":
-        result = z
     with torch.no_grad():
         logits = batch.victim(z)
         value[alive] = batch.value(logits).to(value)
-    if batch.keep != "last":
-        now = batch.fooled(logits)
-        # an iterate that fools is never given up for a later one that does not
-        take = ~hit[alive] if batch.keep == "first" else now | ~hit[alive]
-        result[alive[take]] = z[take]
-        hit[alive] |= now
+    now = batch.fooled(logits)
+    # an iterate that fools is never given up for a later one that does not
+    take = ~hit[alive] if batch.keep == "first" else now | ~hit[alive]
+    result[alive[take]] = z[take]
+    hit[alive] |= now
     return result, hit, value

@@ -8,6 +8,7 @@ defines its hyperparameters and one method, `_attack_batch`.
 
 from __future__ import annotations
 
+import copy
 import numbers
 import warnings
 from abc import abstractmethod
@@ -27,7 +28,14 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
 from tqdm import tqdm
 
-from .._containers import check_labels, dataset_labels, is_dataset, like, to_array
+from .._containers import (
+    check_labels,
+    check_sample_shape,
+    dataset_labels,
+    is_dataset,
+    like,
+    to_array,
+)
 from .._shared import SharedParameters
 from ._noise import SampleNoise
 from .objectives import Objective, resolve_objective
@@ -442,12 +450,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                     f"X has {values.shape[1]} features, but {victim.name} is expecting {expected} "
                     "features as input."
                 )
-        shape = getattr(self, "_sample_shape", values.shape[1:])
-        if values.shape[1:] != shape:
-            raise ValueError(
-                f"X has samples of shape {values.shape[1:]}, but this {type(self).__name__} was "
-                f"fitted on samples of shape {shape}."
-            )
+        check_sample_shape(values.shape[1:], getattr(self, "_sample_shape", values.shape[1:]), self)
         return like(self.run(values, y, victim, bounds=bounds, original=X), X)
 
     def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
@@ -505,37 +508,34 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         index = None if y is None else encode_labels(check_labels(y), victim.classes, "y")
         if index is not None:
             check_consistent_length(X, index)
-        targets = None
         if self.target is not None and np.ndim(self.target) == 1:
-            targets = np.asarray(self.target)
-            check_consistent_length(X, targets)
+            check_consistent_length(X, self.target)
         seed = self._draw_seed()
         device = victim.device
         result = np.empty(X.shape, dtype=X.dtype)
         progress = tqdm(
             total=len(X), desc=type(self).__name__, unit="sample", disable=not self.verbose
         )
+
+        def attack_rows(rows, keep):
+            clean = torch.from_numpy(np.array(X[rows]))
+            x = clean.to(device, victim.dtype)
+            y_batch = None if index is None else torch.from_numpy(index[rows]).to(device)
+            attack = restrict_targets(self, rows)
+            z = attack.perturb(victim, x, y_batch, bounds=bounds, seed=seed, keep=keep)
+            exact = z.cpu()
+            if victim.dtype != clean.dtype:
+                exact = clean + (z - x).cpu().to(clean.dtype)
+            return z, settle(exact, clean, norm, eps, lower, upper)
+
         with progress, victim.frozen(self.bn_mode):
             for start in range(0, len(X), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(X)))
-                source = torch.from_numpy(np.array(X[rows]))
-
-                def attack_rows(keep, chosen=slice(None), rows=rows, source=source):
-                    picked, clean = rows[chosen], source[chosen]
-                    x = clean.to(device, victim.dtype)
-                    y_batch = None if index is None else torch.from_numpy(index[picked]).to(device)
-                    attack = self if targets is None else _with_target(self, targets[picked])
-                    z = attack.perturb(victim, x, y_batch, bounds=bounds, seed=seed, keep=keep)
-                    exact = z.cpu()
-                    if victim.dtype != clean.dtype:
-                        exact = clean + (z - x).cpu().to(clean.dtype)
-                    return z, settle(exact, clean, norm, eps, lower, upper)
-
-                z, settled = attack_rows(keep)
+                z, settled = attack_rows(rows, keep)
                 if keep == "first":
-                    again = _prediction_changed(victim, z, settled)
+                    again = _prediction_changed(victim, z, settled).numpy()
                     if again.any():
-                        settled[again] = attack_rows("worst", again.numpy())[1]
+                        settled[again] = attack_rows(rows[again], "worst")[1]
                 result[rows] = settled.numpy()
                 progress.update(len(rows))
         return result
@@ -686,11 +686,19 @@ def _prediction_changed(victim, z, settled):
     return changed.cpu()
 
 
-def _with_target(attack, target):
-    other = object.__new__(type(attack))
-    other.__dict__.update(attack.__dict__)
-    other.target = target
-    return other
+def check_attack(attack, name="attack"):
+    """Raise unless `attack` is an instance of an attack."""
+    if isinstance(attack, type) or not hasattr(attack, "perturb"):
+        raise TypeError(f"{name} must be an attack such as PGD(eps=0.1), got {attack!r}.")
+
+
+def restrict_targets(attack, rows):
+    """Return the attack for some of the samples, where it has one target for each."""
+    if attack.target is None or np.ndim(attack.target) != 1:
+        return attack
+    attack = copy.copy(attack)
+    attack.target = np.asarray(attack.target)[rows]
+    return attack
 
 
 def stack(first, second):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ._descent import descend
 from .base import check_count
-from .gradient import BaseGradientAttack, check_length
+from .gradient import BaseGradientAttack
 
 
 class BIM(BaseGradientAttack):
@@ -56,8 +56,4 @@ class BIM(BaseGradientAttack):
 
     def _steps(self, batch):
         n_steps = check_count(self.n_steps, "n_steps")
-        if self.step_size is None:
-            step_size = self._radius(batch.x) / n_steps
-        else:
-            step_size = check_length(self.step_size, "step_size")
-        return {"n_steps": n_steps, "step_size": step_size}
+        return {"n_steps": n_steps, "step_size": self._step_length(batch.x, 1.0, n_steps)}

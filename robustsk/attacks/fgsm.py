@@ -62,14 +62,10 @@ class FGSM(BaseGradientAttack):
 
     def _attack_batch(self, batch):
         start = check_start(self.random_start)
-        if self.step_size is None:
-            step_size = self._radius(batch.x) * (1.0 if start == "none" else 1.25)
-        else:
-            step_size = check_length(self.step_size, "step_size")
         return descend(
             batch,
             n_steps=1,
-            step_size=step_size,
+            step_size=self._step_length(batch.x, 1.0 if start == "none" else 1.25),
             random_start=start,
             start_std=check_length(self.start_std, "start_std"),
         )

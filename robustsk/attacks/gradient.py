@@ -33,6 +33,12 @@ class BaseGradientAttack(BaseAttack):
         norm = check_norm(self.norm, self.supported_norms)
         return float(np.max(check_eps(self.eps, norm, tuple(x.shape[1:]))))
 
+    def _step_length(self, x, travel, n_steps=1):
+        """Return `step_size`; where it is None, `travel` radii in `n_steps` steps."""
+        if self.step_size is None:
+            return travel * self._radius(x) / n_steps
+        return check_length(self.step_size, "step_size")
+
     def _resolve_objective(self, objective):
         return resolve_objective(objective if self.objective is None else self.objective)
 

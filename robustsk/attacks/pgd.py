@@ -77,14 +77,10 @@ class PGD(BaseGradientAttack):
 
     def _attack_batch(self, batch):
         n_steps = check_count(self.n_steps, "n_steps")
-        if self.step_size is None:
-            step_size = 2.5 * self._radius(batch.x) / n_steps
-        else:
-            step_size = check_length(self.step_size, "step_size")
         return descend(
             batch,
             n_steps=n_steps,
-            step_size=step_size,
+            step_size=self._step_length(batch.x, 2.5, n_steps),
             random_start=check_start(self.random_start),
             start_std=check_length(self.start_std, "start_std"),
             n_restarts=check_count(self.n_restarts, "n_restarts"),

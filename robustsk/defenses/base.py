@@ -30,10 +30,18 @@ from skorch import NeuralNet, NeuralNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from .._containers import check_labels, dataset_labels, is_dataset, sample_of, to_array
+from .._containers import (
+    check_labels,
+    check_not_empty,
+    check_sample_shape,
+    dataset_labels,
+    is_dataset,
+    sample_of,
+    to_array,
+)
 from .._shared import SharedParameters
 from ..attacks import PGD, BaseAttack, Victim
-from ..attacks.base import encode_labels, learn_bounds, warn_about_units
+from ..attacks.base import check_attack, encode_labels, learn_bounds, warn_about_units
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
 from ..models import make_module
@@ -365,8 +373,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """Validate, learn shapes, classes and valid range; return `Samples`."""
         first_time = reset or not hasattr(self, "_sample_shape")
         if is_dataset(X):
-            if len(X) == 0:
-                raise ValueError("The Dataset is empty: 0 sample(s) where at least 1 is needed.")
+            check_not_empty(X)
             y = column_or_1d(check_labels(dataset_labels(X) if y is None else y))
             check_consistent_length(X, y)
             shape = tuple(np.shape(sample_of(X[0])))
@@ -393,11 +400,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
                 f"classes={np.unique(classes).tolist()} are not those of the first call, "
                 f"{self.classes_inferred_.tolist()}."
             )
-        elif shape != self._sample_shape:
-            raise ValueError(
-                f"X has samples of shape {shape}, but {type(self).__name__} was fitted on "
-                f"samples of shape {self._sample_shape}."
-            )
+        else:
+            check_sample_shape(shape, self._sample_shape, self)
         encoded = encode_labels(y, self.classes_inferred_, "y")
         weight = self._weights(X, encoded, sample_weight)
         if weight is not None and not weight.all():
@@ -405,9 +409,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             kept = np.flatnonzero(weight)
             X = Subset(X, kept.tolist()) if is_dataset(X) else X[kept]
             encoded, weight = encoded[kept], weight[kept]
+        self.adversary_ = adversary = self._adversary()
         self._learn_range(X, first_time)
         if not is_dataset(X):
-            adversary = self._adversary()
             warn_about_units(original, check_eps(adversary.eps, check_norm(adversary.norm), shape))
         return Samples(X, encoded, weight)
 
@@ -437,7 +441,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     @property
     def _is_image(self):
-        return len(self.input_shape_) > 1
+        return len(getattr(self, "input_shape_", ())) > 1
 
     def _weights(self, X, y, sample_weight):
         if sample_weight is None and self.class_weight is None:
@@ -460,7 +464,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def _learn_range(self, X, first_time):
         """Smallest and largest value, for adversaries with ``clip="auto"``."""
-        if not isinstance(self._adversary().clip, str):
+        if not isinstance(self.adversary_.clip, str):
             if first_time:
                 self.clip_bounds_ = None
             return
@@ -492,7 +496,6 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """All that holds during training only."""
         if fresh or not hasattr(self, "_rng"):
             self._rng = check_random_state(self.random_state)
-        self.adversary_ = self._adversary()
         self._in_fit = True
         try:
             with self._seeded():
@@ -530,7 +533,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             self.classes_inferred_ = np.unique(np.asarray(self.classes))
         if not hasattr(self, "input_shape_") and self.input_shape is not None:
             self.input_shape_ = tuple(int(s) for s in np.atleast_1d(self.input_shape))
-        self.adversary_ = self._adversary()
+        if not self._in_fit:  # where it is there already
+            self.adversary_ = self._adversary()
         context = nullcontext() if self._in_fit else self._seeded()
         with context, self._concrete_device():
             super().initialize()
@@ -693,14 +697,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
                 if hasattr(self, "n_features_in_")
                 else check_array(to_array(X), allow_nd=True)
             )
-            shape = getattr(self, "_sample_shape", X.shape[1:])
-            if X.shape[1:] != shape:
-                raise ValueError(
-                    f"X has samples of shape {X.shape[1:]}, but {type(self).__name__} was fitted "
-                    f"on samples of shape {shape}."
-                )
-        if len(X) == 0:
-            raise ValueError("The Dataset is empty: 0 sample(s) where at least 1 is needed.")
+            check_sample_shape(X.shape[1:], getattr(self, "_sample_shape", X.shape[1:]), self)
+        check_not_empty(X)
         # a DataLoader draws a seed from the global generator even if it does not shuffle
         with torch.random.fork_rng(devices=[]):
             batches = [b.double().numpy() for b in self.forward_iter(X, device="cpu")]
@@ -816,7 +814,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             _RawInput(module, getattr(self, "input_shape_", None)),
             classes=classes,
             bounds=getattr(self, "clip_bounds_", None),
-            is_image=hasattr(self, "input_shape_") and self._is_image,
+            is_image=self._is_image,
             name=type(self).__name__,
         )
 
@@ -824,16 +822,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def _adversary(self):
         """Return the adversary with all nested parameters applied, a copy."""
-        own = self.adversary
-        if own is None:
-            own = PGD(**self._default_adversary)
-        elif isinstance(own, type) or not hasattr(own, "perturb"):
-            raise TypeError(f"adversary must be an attack such as PGD(eps=0.1), got {own!r}.")
-        return clone(own).set_params(**self._nested("adversary"))
-
-    def _nested(self, prefix):
-        start = len(prefix) + 2
-        return {k[start:]: v for k, v in vars(self).items() if k.startswith(f"{prefix}__")}
+        own = PGD(**self._default_adversary) if self.adversary is None else self.adversary
+        check_attack(own, "adversary")
+        return clone(own).set_params(**self.get_params_for("adversary"))
 
     @classmethod
     def _signature_names(cls):

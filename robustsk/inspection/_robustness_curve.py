@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_labels, dataset_labels, is_dataset, to_array
 from ..attacks import PGD
-from ..attacks.base import learn_bounds
+from ..attacks.base import check_attack, learn_bounds, restrict_targets
 from ..attacks.targets import as_victim
 from ..attacks.threat import check_eps, check_norm
 from ..metrics import adversarial_outcome, clopper_pearson_interval
@@ -161,8 +161,7 @@ class RobustnessCurveDisplay:
         """
         _pyplot(f"{cls.__name__}.from_estimator")
         attack = _default_attack(estimator) if attack is None else attack
-        if isinstance(attack, type) or not hasattr(attack, "perturb"):
-            raise TypeError(f"attack must be an attack such as PGD(eps=0.1), got {attack!r}.")
+        check_attack(attack)
         clopper_pearson_interval(0, 1, confidence)  # complains before the work, not after it
         if is_dataset(X):
             y = dataset_labels(X) if y is None else y
@@ -189,7 +188,13 @@ class RobustnessCurveDisplay:
         chunks = [np.arange(len(y))[rows] for rows in gen_even_slices(len(y), n_chunks)]
         robust = Parallel(n_jobs=n_jobs)(
             delayed(_withstood)(
-                estimator, _take(X, rows), y[rows], _restrict(attack, rows), eps, own_eps, bounds
+                estimator,
+                _take(X, rows),
+                y[rows],
+                restrict_targets(attack, rows),
+                eps,
+                own_eps,
+                bounds,
             )
             for rows in chunks
         )
@@ -376,14 +381,6 @@ def _take(X, rows):
     return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
 
 
-def _restrict(attack, rows):
-    """Copy an attack, with the targets of the samples in `rows` if it has one for each."""
-    attack = clone(attack)
-    if attack.target is not None and np.ndim(attack.target) == 1:
-        attack.set_params(target=np.asarray(attack.target)[rows])
-    return attack
-
-
 def _withstood(estimator, X, y, attack, eps, own_eps, bounds):
     """Say which samples withstand which perturbation sizes, shape (n_eps, n_samples)."""
     robust = np.zeros((len(eps), len(y)), dtype=bool)
@@ -394,7 +391,7 @@ def _withstood(estimator, X, y, attack, eps, own_eps, bounds):
         if len(left) == 0:
             break
         size = float(eps[i]) if np.ndim(own_eps) == 0 else eps[i] * (own_eps / own_eps.max())
-        current = _restrict(attack, left).set_params(eps=size)
+        current = clone(restrict_targets(attack, left)).set_params(eps=size)
         current.clip_bounds_ = bounds
         outcome = adversarial_outcome(estimator, _take(X, left), y[left], current)
         if i == first:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .._containers import check_labels, dataset_labels, is_dataset, to_array
 from ..attacks import BaseAttack
-from ..attacks.base import encode_labels, learn_bounds
+from ..attacks.base import check_attack, encode_labels, learn_bounds, restrict_targets
 from ..attacks.targets import as_victim
 
 
@@ -84,8 +84,7 @@ def adversarial_outcome(
     >>> bool(outcome.robust.mean() < outcome.correct.mean())
     True
     """
-    if attack is None or isinstance(attack, type) or not hasattr(attack, "perturb"):
-        raise TypeError(f"attack must be an attack such as PGD(eps=0.1), got {attack!r}.")
+    check_attack(attack)
     victim = as_victim(estimator, attack=type(attack).__name__)
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
@@ -93,56 +92,36 @@ def adversarial_outcome(
     values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
     check_consistent_length(values, y_true)
     encode_labels(y_true, victim.learn_classes(values), "y")
-    predict = _predictor(estimator, victim)
-    y_pred = predict(values, X)
+    y_pred = _predict(estimator, victim, values, X)
     bounds = getattr(attack, "clip_bounds_", victim.bounds)
     if bounds is None:
         bounds = learn_bounds(values, victim.is_image)
     correct = y_pred == y_true
     X_adv, y_pred_adv = values.copy(), y_pred.copy()
     if correct.any():
-        attack = _for_rows(attack, correct)
-        X_adv[correct] = attack.run(
+        if attack.target is not None and np.ndim(attack.target) == 1:
+            check_consistent_length(attack.target, values)
+        X_adv[correct] = restrict_targets(attack, correct).run(
             values[correct], y_true[correct], victim, bounds=bounds, keep="first", original=X
         )
-        y_pred_adv[correct] = predict(X_adv[correct], X)
+        y_pred_adv[correct] = _predict(estimator, victim, X_adv[correct], X)
     return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv)
 
 
-def _for_rows(attack, rows):
-    """Restrict an attack that has one target per sample to some of them."""
-    if attack.target is None or np.ndim(attack.target) == 0:
-        return attack
-    import copy
-
-    attack = copy.copy(attack)
-    check_consistent_length(attack.target, rows)
-    attack.target = np.asarray(attack.target)[rows]
-    return attack
-
-
-def _predictor(estimator, victim):
-    """Return ``f(values, X)`` that predicts labels as a user of `X` would."""
+def _predict(estimator, victim, values, X):
+    """Predict the labels of `values` as a user of `X` would."""
     if isinstance(estimator, FrozenEstimator):
         estimator = estimator.estimator
     if not isinstance(estimator, nn.Module):
-
-        def predict(values, X):
-            if hasattr(X, "columns") and hasattr(estimator, "feature_names_in_"):
-                values = type(X)(values, columns=X.columns)
-            return np.asarray(estimator.predict(values))
-
-        return predict
-
-    def predict(values, X):
-        found = []
-        with victim.frozen(), torch.no_grad():
-            for start in range(0, len(values), 256):
-                x = torch.from_numpy(np.array(values[start : start + 256]))
-                found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
-        return np.concatenate(found)
-
-    return predict
+        if hasattr(X, "columns") and hasattr(estimator, "feature_names_in_"):
+            values = type(X)(values, columns=X.columns)
+        return np.asarray(estimator.predict(values))
+    found = []
+    with victim.frozen(), torch.no_grad():
+        for start in range(0, len(values), 256):
+            x = torch.from_numpy(np.array(values[start : start + 256]))
+            found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
+    return np.concatenate(found)
 
 
 def score_adversarial(

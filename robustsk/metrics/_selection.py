@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
 from ..attacks import BaseAttack
+from ..attacks.base import check_attack
 from ._scores import score_adversarial
 
 
@@ -37,8 +38,7 @@ def make_adversarial_scorer(attack: BaseAttack) -> AdversarialScorer:
     >>> cross_val_score(LogisticRegression(max_iter=1000), X, y, scoring=scorer).shape
     (5,)
     """
-    if attack is None or isinstance(attack, type) or not hasattr(attack, "perturb"):
-        raise TypeError(f"attack must be an attack such as PGD(eps=0.1), got {attack!r}.")
+    check_attack(attack)
     return AdversarialScorer(attack)
 
 

@@ -71,18 +71,33 @@ class SampleNoise:
         key = _mix(self._key + _signed(stream * _MIX_1))
         return _mix(key[:, None] + counter * _GOLDEN)
 
-    def uniform(self, stream):
-        """Return numbers in the open interval (0, 1), of the shape of the batch."""
-        return self._unit(self._bits(stream, self._counter)).reshape(self._shape)
+    def uniform(self, stream, shape=None):
+        """Return numbers in the open interval (0, 1).
+
+        Parameters
+        ----------
+        stream : int
+            Another stream, other numbers.
+        shape : tuple of int, optional
+            Shape of the numbers of one sample; None means that of a sample.
+
+        Returns
+        -------
+        torch.Tensor of shape (n, ...)
+        """
+        if shape is None:
+            return self._unit(self._bits(stream, self._counter)).reshape(self._shape)
+        counter = torch.arange(1, math.prod(shape) + 1, device=self._key.device)
+        return self._unit(self._bits(stream, counter)).reshape(len(self._key), *shape)
 
     def scalar(self, stream):
         """Return one number in (0, 1) per sample, shape (n,)."""
         return self._unit(_mix(self._key + _signed((stream + 1) * _MIX_2)))
 
-    def normal(self, stream):
-        """Return standard normal numbers (Box-Muller), of the shape of the batch."""
-        radius = torch.sqrt(-2.0 * torch.log(self.uniform(2 * stream + 1001)))
-        angle = 2.0 * math.pi * self.uniform(2 * stream + 1002)
+    def normal(self, stream, shape=None):
+        """Return standard normal numbers (Box-Muller); arguments as in `uniform`."""
+        radius = torch.sqrt(-2.0 * torch.log(self.uniform(2 * stream + 1001, shape)))
+        angle = 2.0 * math.pi * self.uniform(2 * stream + 1002, shape)
         return radius * torch.cos(angle)
 
     def _unit(self, bits):

@@ -13,7 +13,7 @@ import numbers
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class AttackBatch:
     noise: SampleNoise
     keep: str
     clean_logits: torch.Tensor | None = None
+    info: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def select(self, index):
         """Return the batch restricted to the samples in `index`."""
@@ -85,6 +86,7 @@ class AttackBatch:
             ball=self.ball.select(index),
             noise=self.noise.select(index),
             clean_logits=None if self.clean_logits is None else self.clean_logits[index],
+            info={},
         )
 
     def value(self, logits):
@@ -102,6 +104,7 @@ class AttackBatch:
                     f"No gradient reaches the input of {self.victim.name}: is something "
                     "detached or computed outside of torch on the way?"
                 )
+            self.victim.calls.backward += len(z)
             (gradient,) = torch.autograd.grad(value.sum(), z)
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         return logits.detach(), value.detach(), gradient
@@ -121,8 +124,14 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     #: Norms the attack can deal with.
     supported_norms = (np.inf, 2.0, 1.0)
-    #: Whether the victim must be differentiable.
-    needs_gradients = True
+    #: What is needed of the victim: "gradients", "scores" or "labels".
+    access = "gradients"
+    #: Whether the attack looks for the closest adversarial example. Then `eps`
+    #: may be infinite, None means that it is, and a sample for which there is
+    #: none within `eps` comes back unchanged.
+    minimal = False
+    #: Whether what happens to a sample depends on that sample alone.
+    per_sample = True
 
     _shared_parameters_doc = """
     norm : {inf, 2, 1, "linf", "l2", "l1"}, default=inf
@@ -131,7 +140,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         Largest perturbation, in the units of the data. An array holds one
         value per feature (with norm 2 or 1 the ball becomes an ellipsoid).
         None means 8/255 for the inf norm, 0.5 for the 2-norm and 12 for the
-        1-norm, which are customary on images in [0, 1].
+        1-norm, which are customary on images in [0, 1]; and no limit for an
+        attack that looks for the smallest perturbation.
     clip : "auto", None or (low, high), default="auto"
         Valid range of the data. "auto" learns it in `fit` (or takes what a
         robustsk estimator learned in its own): per feature for tables, one
@@ -222,7 +232,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         seed: int | None = None,
         keep: str = "last",
-    ) -> torch.Tensor:
+        return_info: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Attack one batch of tensors.
 
         Parameters
@@ -244,11 +255,15 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         keep : {"last", "worst", "first"}, default="last"
             Return the last iterate; the last one unless only an earlier one
             fooled the model; or the first one that did.
+        return_info : bool, default=False
+            Whether to return also what the attack reports about each sample.
 
         Returns
         -------
-        torch.Tensor of the shape of `x`
+        x_adv : torch.Tensor of the shape of `x`
             Detached.
+        info : dict of str to torch.Tensor of shape (n, ...)
+            Only with `return_info`.
 
         Examples
         --------
@@ -260,13 +275,14 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         >>> bool((x_adv - x).abs().max() <= 0.1 + 1e-7)
         True
         """
-        victim = as_victim(model, attack=type(self).__name__)
+        self = self._resolved()
+        victim = as_victim(model, attack=type(self).__name__, access=self.access)
         norm = check_norm(self.norm, self.supported_norms)
         eps = self._effective_eps(norm, tuple(x.shape[1:]))
         if self.bn_mode not in ("eval", "train"):
             raise ValueError(f"bn_mode must be 'eval' or 'train', got {self.bn_mode!r}.")
         if len(x) == 0:
-            return x.detach().clone()
+            return (x.detach().clone(), {}) if return_info else x.detach().clone()
         if seed is None:
             seed = self._draw_seed()
         if bounds is None:
@@ -292,14 +308,15 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 keep=keep,
             )
             self._complete(batch)
-            return self._attack_batch(batch).detach()
+            result = self._attack_batch(batch).detach()
+        return (result, batch.info) if return_info else result
 
     def _resolve_objective(self, objective):
         return resolve_objective(objective)
 
     def _complete(self, batch):
         """Fill in what depends on the clean prediction."""
-        by_prediction = isinstance(self.target, str) and self.target in ("least_likely", "random")
+        by_prediction = isinstance(self.target, str) and self.target in _BY_PREDICTION
         if batch.y is None or batch.objective.needs_clean or by_prediction:
             with torch.no_grad():
                 batch.clean_logits = batch.victim(batch.x)
@@ -321,7 +338,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def _effective_eps(self, norm, sample_shape):
         """Return the radius, with frozen features given the radius zero."""
-        eps = check_eps(self.eps, norm, sample_shape)
+        eps = check_eps(self.eps, norm, sample_shape, unlimited=self.minimal)
         if self.mask is None:
             return eps
         mask = np.asarray(self.mask)
@@ -352,6 +369,10 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             raise ValueError(f"clip=(low, high) has low > high: {self.clip!r}.")
         return low, high
 
+    def _resolved(self):
+        """Return the attack that says all; a wrapper asks the attack inside."""
+        return self
+
     def _draw_seed(self):
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 
@@ -373,7 +394,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         -------
         self
         """
-        if self.estimator is None:
+        settings = self._resolved()
+        if settings.estimator is None:
             if y is None and is_dataset(X):
                 y = dataset_labels(X)
             if y is None:
@@ -393,17 +415,19 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             self.estimator_ = surrogate.fit(X, y)
             victim = as_victim(self.estimator_)
         else:
-            victim = as_victim(self.estimator, attack=type(self).__name__)
+            victim = as_victim(
+                settings.estimator, attack=type(self).__name__, access=settings.access
+            )
             X = validate_data(self, to_array(X), dtype=_FLOATS, allow_nd=True, reset=True)
-            self.estimator_ = self.estimator
-        if isinstance(self.clip, str) and len(X) == 1:
+            self.estimator_ = settings.estimator
+        if isinstance(settings.clip, str) and len(X) == 1:
             raise ValueError(
                 "clip='auto' learns the valid range from the data and has been given 1 sample: "
                 "pass more samples, clip=(low, high), or clip=None."
             )
-        norm = check_norm(self.norm, self.supported_norms)
-        self._effective_eps(norm, X.shape[1:])
-        self._box(None)
+        norm = check_norm(settings.norm, settings.supported_norms)
+        settings._effective_eps(norm, X.shape[1:])
+        settings._box(None)
         self.clip_bounds_ = learn_bounds(X, victim.is_image)
         self._sample_shape = X.shape[1:]
         return self
@@ -423,7 +447,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """
         return self.generate(X)
 
-    def generate(self, X: Any, y: ArrayLike | None = None) -> Any:
+    def generate(self, X: Any, y: ArrayLike | None = None, *, return_info: bool = False) -> Any:
         """Return adversarial examples against the labels given.
 
         Parameters
@@ -431,12 +455,17 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         X : array-like of shape (n_samples, ...)
         y : array-like of shape (n_samples,), optional
             True labels. None means the victim's predictions.
+        return_info : bool, default=False
+            Whether to return also what the attack reports about each sample.
 
         Returns
         -------
         X_adv : same container, shape and floating dtype as `X`
             A sample for which any iterate fooled the victim is one that does.
+        info : dict of str to ndarray of shape (n_samples, ...)
+            Only with `return_info`: e.g. ``"n_queries"`` of a black-box attack.
         """
+        self = self._resolved()
         victim = self._victim()
         bounds = self._known_bounds(victim)
         values = to_array(X)
@@ -451,7 +480,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                     "features as input."
                 )
         check_sample_shape(values.shape[1:], getattr(self, "_sample_shape", values.shape[1:]), self)
-        return like(self.run(values, y, victim, bounds=bounds, original=X), X)
+        result = self.run(values, y, victim, bounds=bounds, original=X, return_info=return_info)
+        return (like(result[0], X), result[1]) if return_info else like(result, X)
 
     def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
         """Append adversarial copies to the data.
@@ -476,7 +506,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         X_adv = self.generate(X, y if labels == "true" else None)
         return stack(X, X_adv), stack(y, y)
 
-    def run(self, X, y, victim, *, bounds=None, keep="worst", original=None):
+    def run(self, X, y, victim, *, bounds=None, keep="worst", original=None, return_info=False):
         """Attack validated arrays batch by batch; what all other methods call.
 
         Parameters
@@ -490,11 +520,15 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         keep : {"last", "worst", "first"}, default="worst"
         original : object, optional
             What the user passed as X, for warnings.
+        return_info : bool, default=False
 
         Returns
         -------
-        ndarray of the shape and dtype of `X`
+        X_adv : ndarray of the shape and dtype of `X`
+        info : dict of str to ndarray of shape (n_samples, ...)
+            Only with `return_info`.
         """
+        self = self._resolved()
         norm = check_norm(self.norm, self.supported_norms)
         eps = self._effective_eps(norm, X.shape[1:])
         lower, upper = self._box(bounds)
@@ -508,21 +542,30 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         index = None if y is None else encode_labels(check_labels(y), victim.classes, "y")
         if index is not None:
             check_consistent_length(X, index)
-        if self.target is not None and np.ndim(self.target) == 1:
-            check_consistent_length(X, self.target)
+        self._check_target(X, index, victim)
+        victim.warn_about_probabilities(X)
         seed = self._draw_seed()
         device = victim.device
         result = np.empty(X.shape, dtype=X.dtype)
+        info = {}
         progress = tqdm(
             total=len(X), desc=type(self).__name__, unit="sample", disable=not self.verbose
         )
 
-        def attack_rows(rows, keep):
+        def attack_rows(rows, keep, again=False):
             clean = torch.from_numpy(np.array(X[rows]))
             x = clean.to(device, victim.dtype)
             y_batch = None if index is None else torch.from_numpy(index[rows]).to(device)
             attack = restrict_targets(self, rows)
-            z = attack.perturb(victim, x, y_batch, bounds=bounds, seed=seed, keep=keep)
+            z, found = attack.perturb(
+                victim, x, y_batch, bounds=bounds, seed=seed, keep=keep, return_info=True
+            )
+            for name, values in found.items():
+                values = values.cpu().numpy()
+                if name not in info:
+                    info[name] = np.zeros((len(X), *values.shape[1:]), dtype=values.dtype)
+                # what is counted goes on being counted when a sample is attacked again
+                info[name][rows] = values + (again and name.startswith("n_")) * info[name][rows]
             exact = z.cpu()
             if victim.dtype != clean.dtype:
                 exact = clean + (z - x).cpu().to(clean.dtype)
@@ -535,10 +578,27 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 if keep == "first":
                     again = _prediction_changed(victim, z, settled).numpy()
                     if again.any():
-                        settled[again] = attack_rows(rows[again], "worst")[1]
+                        settled[again] = attack_rows(rows[again], "worst", again=True)[1]
                 result[rows] = settled.numpy()
                 progress.update(len(rows))
-        return result
+        return (result, info) if return_info else result
+
+    def _check_target(self, X, index, victim):
+        """Raise where a sample is to become what it is."""
+        if self.target is None or (isinstance(self.target, str) and self.target in _BY_PREDICTION):
+            return
+        if np.ndim(self.target) == 1:
+            check_consistent_length(X, self.target)
+        if index is None:
+            return
+        same = encode_labels(self.target, victim.classes, "target") == index
+        # one class for all may well be the class of some of them
+        if same.any() and (np.ndim(self.target) == 1 or same.all()):
+            raise ValueError(
+                f"target equals the label of {int(same.sum())} of {len(X)} samples (first: row "
+                f"{int(np.argmax(same))}): a targeted attack needs a class to reach that is "
+                "another one."
+            )
 
     def _victim(self):
         model = getattr(self, "estimator_", self.estimator)
@@ -547,7 +607,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 f"This {type(self).__name__} has no model to attack: pass a fitted one as "
                 "`estimator`, or call fit(X, y) to attack a surrogate."
             )
-        return as_victim(model, attack=type(self).__name__)
+        return as_victim(model, attack=type(self).__name__, access=self.access)
 
     def _known_bounds(self, victim):
         """Return the range for clip="auto"; a box made up from `X` would be too small."""
@@ -563,6 +623,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         return bounds
 
     def __sklearn_is_fitted__(self):
+        self = self._resolved()
         if hasattr(self, "estimator_"):
             return True
         try:
@@ -573,12 +634,14 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.target_tags.required = self.estimator is None
+        tags.target_tags.required = self._resolved().estimator is None
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
 
 _FLOATS = [np.float64, np.float32]
+#: Targets that depend on the clean prediction.
+_BY_PREDICTION = ("least_likely", "random")
 
 
 def check_count(value, name):

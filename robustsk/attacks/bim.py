@@ -56,4 +56,4 @@ class BIM(BaseGradientAttack):
 
     def _steps(self, batch):
         n_steps = check_count(self.n_steps, "n_steps")
-        return {"n_steps": n_steps, "step_size": self._step_length(batch.x, 1.0, n_steps)}
+        return {"n_steps": n_steps, "step_size": self._step_length(batch, 1.0, n_steps)}

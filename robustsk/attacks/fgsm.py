@@ -65,7 +65,7 @@ class FGSM(BaseGradientAttack):
         return descend(
             batch,
             n_steps=1,
-            step_size=self._step_length(batch.x, 1.0 if start == "none" else 1.25),
+            step_size=self._step_length(batch, 1.0 if start == "none" else 1.25),
             random_start=start,
             start_std=check_length(self.start_std, "start_std"),
         )

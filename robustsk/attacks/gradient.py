@@ -8,7 +8,6 @@ import numpy as np
 
 from .base import BaseAttack
 from .objectives import resolve_objective
-from .threat import check_eps, check_norm
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")
 
@@ -29,14 +28,10 @@ class BaseGradientAttack(BaseAttack):
         super().__init__(estimator, **common)
         self.objective = objective
 
-    def _radius(self, x):
-        norm = check_norm(self.norm, self.supported_norms)
-        return float(np.max(check_eps(self.eps, norm, tuple(x.shape[1:]))))
-
-    def _step_length(self, x, travel, n_steps=1):
+    def _step_length(self, batch, travel, n_steps=1):
         """Return `step_size`; where it is None, `travel` radii in `n_steps` steps."""
         if self.step_size is None:
-            return travel * self._radius(x) / n_steps
+            return travel * batch.ball.radius / n_steps
         return check_length(self.step_size, "step_size")
 
     def _resolve_objective(self, objective):

@@ -80,7 +80,7 @@ class PGD(BaseGradientAttack):
         return descend(
             batch,
             n_steps=n_steps,
-            step_size=self._step_length(batch.x, 2.5, n_steps),
+            step_size=self._step_length(batch, 2.5, n_steps),
             random_start=check_start(self.random_start),
             start_std=check_length(self.start_std, "start_std"),
             n_restarts=check_count(self.n_restarts, "n_restarts"),

@@ -2,16 +2,19 @@
 
 :func:`as_victim` answers once, for every attack: it turns a torch module, a
 skorch net, one of our estimators or a fitted scikit-learn object into a
-:class:`Victim`, a differentiable map from raw data to logits. scikit-learn
-objects are rebuilt in torch, in float64, by converters; third parties add
-their own with :func:`register_converter`.
+:class:`Victim`, a map from raw data to logits. For attacks that follow
+gradients, scikit-learn objects are rebuilt in torch, in float64, by
+converters; third parties add their own with :func:`register_converter`. For
+black-box attacks they are asked for scores or labels as they are.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
@@ -41,8 +44,27 @@ from torch import nn
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 
+#: What an attack may see of its victim, from most to least.
+ACCESS = ("gradients", "scores", "labels")
+_SMALLEST_PROBABILITY = 1e-12
+
+
 class NoGradientError(TypeError):
     """Raised when a white-box attack meets a model without gradients."""
+
+
+@dataclass
+class Calls:
+    """How many samples a victim has been asked about.
+
+    Attributes
+    ----------
+    forward, backward : int
+        Samples that went through the model, and gradients taken at samples.
+    """
+
+    forward: int = 0
+    backward: int = 0
 
 
 class Victim:
@@ -64,15 +86,34 @@ class Victim:
         Whether a flat row is an image in disguise.
     name : str, optional
         What error messages call the model.
+    differentiable : bool, default=True
+        Whether gradients flow through `module`.
+
+    Attributes
+    ----------
+    calls : Calls
+        What the attacks have cost so far; shared by the copies of a victim.
     """
 
-    def __init__(self, module, *, classes=None, dtype=None, bounds=None, is_image=False, name=None):
+    def __init__(
+        self,
+        module,
+        *,
+        classes=None,
+        dtype=None,
+        bounds=None,
+        is_image=False,
+        name=None,
+        differentiable=True,
+    ):
         self.module = module
         self.classes = None if classes is None else np.asarray(classes)
         self.dtype = _dtype_of(module) if dtype is None else dtype
         self.bounds = bounds
         self.is_image = is_image
         self.name = name or type(module).__name__
+        self.differentiable = differentiable
+        self.calls = Calls()
         self._frozen = False
 
     @property
@@ -83,6 +124,7 @@ class Victim:
 
     def __call__(self, x):
         """Return the logits of the batch `x`, shape (n, n_classes)."""
+        self.calls.forward += len(x)
         logits = two_logits(self.module(x))
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
@@ -94,10 +136,38 @@ class Victim:
     def learn_classes(self, X):
         """Return `classes`, counting the logits of one sample where they are unknown."""
         if self.classes is None and len(X):
-            with self.frozen(), torch.no_grad():
-                x = torch.from_numpy(np.array(X[:1])).to(self.device, self.dtype)
-                self.classes = np.arange(self(x).shape[1])
+            self.classes = np.arange(self.logits(X[:1]).shape[1])
         return self.classes
+
+    def logits(self, X):
+        """Return the logits of an array, as a tensor on the CPU."""
+        with self.frozen(), torch.no_grad():
+            x = torch.from_numpy(np.array(X)).to(self.device, self.dtype)
+            return self(x).cpu()
+
+    def warn_about_probabilities(self, X):
+        """Warn where the module returns probabilities instead of logits.
+
+        A softmax before the loss that is attacked saturates: its gradients
+        vanish on confident predictions, and the model looks robust.
+        """
+        if not self.differentiable or len(X) < 2:
+            return
+        logits = self.logits(X[:8])
+        if is_probability(logits):
+            warnings.warn(
+                f"{self.name} returns probabilities (each row sums to 1) where logits are needed: "
+                "gradients through the softmax vanish and the attack is weakened. Remove the "
+                "softmax from the module, or return its logarithm.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def with_module(self, module):
+        """Return this victim with another module in its place."""
+        other = copy.copy(self)
+        other.module = module
+        return other
 
     def to(self, device):
         """Return this victim on `device`; the user's model is never moved."""
@@ -156,6 +226,15 @@ def two_logits(output):
     return output
 
 
+def is_probability(output):
+    """Return whether rows of two or more are probability distributions."""
+    return bool(
+        output.shape[1] > 1
+        and (output >= 0).all()
+        and torch.allclose(output.sum(1), torch.ones(()).to(output), atol=1e-5)
+    )
+
+
 def _tensors(module):
     yield from module.parameters()
     yield from module.buffers()
@@ -168,7 +247,7 @@ def _dtype_of(module):
 # --- from anything to a victim -------------------------------------------------------
 
 
-def as_victim(model: Any, *, attack: str | None = None) -> Victim:
+def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients") -> Victim:
     """Return the :class:`Victim` that `model` is.
 
     Parameters
@@ -179,6 +258,9 @@ def as_victim(model: Any, *, attack: str | None = None) -> Victim:
         such, or a `FrozenEstimator` around any of them.
     attack : str, optional
         Name of the attack, for the error message.
+    access : {"gradients", "scores", "labels"}, default="gradients"
+        What the attack needs: a differentiable model; `decision_function` or
+        `predict_proba`; or nothing but `predict`. Torch modules give all.
 
     Returns
     -------
@@ -192,13 +274,15 @@ def as_victim(model: Any, *, attack: str | None = None) -> Victim:
         If no gradient can flow through `model`.
     """
     if isinstance(model, Victim):
+        if access == "gradients" and not model.differentiable:
+            raise _no_gradient(attack, model.name)
         return model
     if isinstance(model, nn.Module):
         return Victim(model)
     if isinstance(model, type):
         raise TypeError(f"Give a fitted instance of {model.__name__}, not the class.")
     if isinstance(model, FrozenEstimator):
-        return as_victim(model.estimator, attack=attack)
+        return as_victim(model.estimator, attack=attack, access=access)
     check_victim_fitted(model)
     if isinstance(model, BaseSearchCV):
         if not hasattr(model, "best_estimator_"):
@@ -206,13 +290,15 @@ def as_victim(model: Any, *, attack: str | None = None) -> Victim:
                 f"This {type(model).__name__} has not kept its best estimator: set refit to True "
                 "or to the name of a metric."
             )
-        return as_victim(model.best_estimator_, attack=attack)
+        return as_victim(model.best_estimator_, attack=attack, access=access)
     if hasattr(model, "__robustsk_victim__"):
         return model.__robustsk_victim__()
-    if isinstance(model, Pipeline):
-        return _pipeline_victim(model, attack)
     if hasattr(model, "module_") and hasattr(model, "criterion_"):
         return _skorch_victim(model)
+    if access != "gradients":
+        return _queried_victim(model, attack, access)
+    if isinstance(model, Pipeline):
+        return _pipeline_victim(model, attack)
     module = _convert(model, attack)
     return Victim(
         module,
@@ -271,6 +357,85 @@ class _Chain(nn.Module):
 
     def forward(self, x):
         return self.last(self.steps(x).to(self.dtype))
+
+
+# --- black boxes ---------------------------------------------------------------------
+
+
+def _queried_victim(model, attack, access):
+    if not hasattr(model, "classes_"):
+        raise TypeError(
+            f"{attack or 'This attack'} attacks classifiers, and {type(model).__name__} has no "
+            "classes_."
+        )
+    module = (_Labels if access == "labels" else _Scores)(model, attack)
+    return Victim(
+        module,
+        classes=model.classes_,
+        dtype=torch.float64,
+        name=type(model).__name__,
+        differentiable=False,
+    )
+
+
+class _Asked(nn.Module):
+    """A fitted classifier that answers questions, one row at a time or many."""
+
+    def __init__(self, estimator, attack):
+        super().__init__()
+        self.estimator = estimator
+        self.columns = getattr(estimator, "feature_names_in_", None)
+
+    def forward(self, x):
+        values = x.detach().cpu().numpy()
+        if self.columns is not None and values.ndim == 2:
+            import pandas as pd
+
+            values = pd.DataFrame(values, columns=self.columns)
+        return torch.from_numpy(self.answer(values)).to(x.device)
+
+
+class _Scores(_Asked):
+    """Scores whose softmax is the predicted probability, wherever there is one."""
+
+    def __init__(self, estimator, attack):
+        super().__init__(estimator, attack)
+        n_classes = len(estimator.classes_)
+        pairwise = getattr(estimator, "decision_function_shape", "ovr") == "ovo" and n_classes > 2
+        self.method = next(
+            (
+                name
+                for name in ("decision_function", "predict_proba")
+                if hasattr(estimator, name) and not (pairwise and name == "decision_function")
+            ),
+            None,
+        )
+        if self.method is None:
+            raise TypeError(
+                f"{attack or 'This attack'} needs scores, and {type(estimator).__name__} has "
+                "neither predict_proba nor a decision_function with one column per class: use an "
+                f"attack that needs labels only ({_names('labels')})."
+            )
+
+    def answer(self, values):
+        scores = np.asarray(getattr(self.estimator, self.method)(values), dtype=np.float64)
+        if self.method == "predict_proba":
+            scores = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
+        return scores
+
+
+class _Labels(_Asked):
+    """The predicted label as scores of 1 and 0."""
+
+    def __init__(self, estimator, attack):
+        super().__init__(estimator, attack)
+        self.classes = np.asarray(estimator.classes_)
+        self.order = np.argsort(self.classes)
+
+    def answer(self, values):
+        predicted = np.asarray(self.estimator.predict(values))
+        column = self.order[np.searchsorted(self.classes, predicted, sorter=self.order)]
+        return np.eye(len(self.classes))[column]
 
 
 def _real_steps(pipeline):
@@ -332,24 +497,22 @@ def _convert(estimator, attack):
     try:
         return to_module(estimator).double()
     except NoGradientError as error:
-        raise NoGradientError(
-            f"{attack or 'This attack'} follows gradients and {type(estimator).__name__} has "
-            f"none: {_alternatives()}, or teach it with "
-            "robustsk.attacks.register_converter."
-        ) from error
+        raise _no_gradient(attack, type(estimator).__name__) from error
 
 
-def _alternatives():
-    """Name the attacks that need no gradients, and otherwise the way round."""
+def _no_gradient(attack, name):
+    return NoGradientError(
+        f"{attack or 'This attack'} follows gradients and {name} has none: use a black-box attack "
+        f"({_names('scores', 'labels')}), attack a surrogate (TransferAttack), or teach "
+        "robustsk its gradients with robustsk.attacks.register_converter."
+    )
+
+
+def _names(*access):
+    """Name the attacks that need no more than `access`."""
     from .._discovery import all_attacks
 
-    names = [cls.__name__ for cls in all_attacks() if not cls.needs_gradients]
-    if names:
-        return f"use a black-box attack ({', '.join(names)})"
-    return (
-        "attack a differentiable stand-in, e.g. PGD(LogisticRegression().fit(X, y)), "
-        "and score what it generates"
-    )
+    return ", ".join(cls.__name__ for cls in all_attacks() if cls.access in access)
 
 
 class _Affine(nn.Module):

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-#: Perturbation sizes that are customary on images in [0, 1], per norm.
-DEFAULT_EPS = {np.inf: 8 / 255, 2.0: 0.5, 1.0: 12.0}
+#: Perturbation sizes that are customary on images in [0, 1], per norm. For the
+#: 0-norm (the number of features that change) there is no custom.
+DEFAULT_EPS = {np.inf: 8 / 255, 2.0: 0.5, 1.0: 12.0, 0.0: 10.0}
+
+#: Radius of a ball without a limit; finite, so that arithmetic goes on working.
+UNLIMITED = 1e10
 
 #: Fraction of the features that one l1 step moves. Moving only the steepest
 #: one is the exact answer but needs very many steps (Tramèr and Boneh, 2019,
@@ -23,15 +27,16 @@ L1_FRACTION = 0.05
 
 _NAMES = {
     "inf": np.inf, "linf": np.inf, "l_inf": np.inf, "l2": 2.0, "2": 2.0, "l1": 1.0, "1": 1.0,
+    "l0": 0.0, "0": 0.0,
 }  # fmt: skip
 
 
 def check_norm(norm: Any, supported: tuple[float, ...] = (np.inf, 2.0, 1.0)) -> float:
-    """Turn any spelling of a norm into ``inf``, ``2.0`` or ``1.0``.
+    """Turn any spelling of a norm into ``inf``, ``2.0``, ``1.0`` or ``0.0``.
 
     Parameters
     ----------
-    norm : {inf, 2, 1, "linf", "l2", "l1"}
+    norm : {inf, 2, 1, 0, "linf", "l2", "l1", "l0"}
         The norm as a number or a name.
     supported : tuple of float
         The norms that the caller can deal with.
@@ -57,7 +62,9 @@ def check_norm(norm: Any, supported: tuple[float, ...] = (np.inf, 2.0, 1.0)) -> 
     return value
 
 
-def check_eps(eps: Any, norm: float, sample_shape: tuple[int, ...]) -> float | np.ndarray:
+def check_eps(
+    eps: Any, norm: float, sample_shape: tuple[int, ...], unlimited: bool = False
+) -> float | np.ndarray:
     """Validate a perturbation size.
 
     Parameters
@@ -69,11 +76,17 @@ def check_eps(eps: Any, norm: float, sample_shape: tuple[int, ...]) -> float | n
         As returned by :func:`check_norm`.
     sample_shape : tuple of int
         Shape of one sample, to which an array must broadcast.
+    unlimited : bool, default=False
+        Whether `eps` may be None or infinite and then means no limit.
 
     Returns
     -------
     float or ndarray of shape `sample_shape`
     """
+    if unlimited:
+        eps = UNLIMITED if eps is None else eps
+        if isinstance(eps, (int, float)) and eps > UNLIMITED:
+            return UNLIMITED
     if eps is None:
         return DEFAULT_EPS[norm]
     try:
@@ -144,6 +157,15 @@ def project_l1(delta: torch.Tensor, radius: float) -> torch.Tensor:
     return torch.where(inside, delta, shrunk)
 
 
+def _largest(delta, count):
+    """Keep the `count` largest entries of each row, zero the others."""
+    flat = _flat(delta)
+    if count >= flat.shape[1]:
+        return delta
+    top = flat.abs().topk(count, dim=1).indices
+    return torch.zeros_like(flat).scatter(1, top, flat.gather(1, top)).reshape(delta.shape)
+
+
 class Ball:
     """The points reachable from each sample of a batch.
 
@@ -151,15 +173,26 @@ class Ball:
     ----------
     x : torch.Tensor of shape (n, ...)
         Clean samples.
-    norm : {inf, 2.0, 1.0}
+    norm : {inf, 2.0, 1.0, 0.0}
         Norm in which the perturbation is measured.
     eps : float or torch.Tensor
         Radius. A tensor holds one radius per feature; with `norm` 2 or 1 the
-        ball is then the ellipsoid ``||delta / eps|| <= 1``. A feature whose
-        radius is zero never changes.
+        ball is then the ellipsoid ``||delta / eps|| <= 1``, with 0 the largest
+        one counts. A feature whose radius is zero never changes.
     lower, upper : torch.Tensor or None
         Valid range, broadcastable to `x`. A sample that starts outside of it
         is never pushed further out.
+
+    Attributes
+    ----------
+    radius : float
+        The largest radius of a feature.
+    weight : torch.Tensor or None
+        Radius of each feature as a share of `radius`; None where all are equal.
+    low, high : torch.Tensor of shape (n, ...) or None
+        The box.
+    lower, upper : torch.Tensor of shape (n, ...) or None
+        The box, cut with the ball if the norm is inf.
     """
 
     def __init__(self, x, norm, eps, lower=None, upper=None):
@@ -174,6 +207,7 @@ class Ball:
         if lower is not None:
             lower = torch.minimum(lower.to(x), x)
             upper = torch.maximum(upper.to(x), x)
+        self.low, self.high = lower, upper
         if norm == np.inf:
             reach = self.radius if self.weight is None else self.radius * self.weight
             low, high = x - reach, x + reach
@@ -186,9 +220,21 @@ class Ball:
         other = object.__new__(Ball)
         other.__dict__.update(self.__dict__)
         other.x = self.x[index]
-        if self.lower is not None:
-            other.lower, other.upper = self.lower[index], self.upper[index]
+        for name in ("low", "high", "lower", "upper"):
+            bound = getattr(self, name)
+            setattr(other, name, None if bound is None else bound[index])
         return other
+
+    def distance(self, z):
+        """Return how far `z` is from the samples, shape (n,); the ball ends at `radius`."""
+        unit = _flat(self._to_unit(z - self.x))
+        return torch.linalg.vector_norm(unit, ord=self.norm, dim=1)
+
+    def clamp(self, z):
+        """Move `z` into the box, whatever the ball; frozen features stay as they are."""
+        if self.weight is not None:
+            z = torch.where(self.weight > 0, z, self.x)
+        return z if self.low is None else torch.clamp(z, self.low, self.high)
 
     def _to_unit(self, delta):
         """From the data's units to those in which the ball is round."""
@@ -203,7 +249,9 @@ class Ball:
         """Project `z` onto the ball, then onto the box."""
         if self.norm != np.inf:
             unit = self._to_unit(z - self.x)
-            if self.norm == 2:
+            if self.norm == 0:
+                unit = _largest(unit, int(self.radius))
+            elif self.norm == 2:
                 length = _positive(torch.linalg.vector_norm(_flat(unit), dim=1))
                 unit = unit * _column((self.radius / length).clamp_max(1.0), unit)
             else:
@@ -292,7 +340,7 @@ def settle(z, x, norm, eps, lower=None, upper=None):
     ----------
     z, x : torch.Tensor of shape (n, ...)
         Perturbed and clean samples. The result has the dtype of `x`.
-    norm : {inf, 2.0, 1.0}
+    norm : {inf, 2.0, 1.0, 0.0}
     eps : float or ndarray
         Radius, or one per feature.
     lower, upper : ndarray or None
@@ -314,6 +362,8 @@ def settle(z, x, norm, eps, lower=None, upper=None):
         # a bound that arithmetic in the dtype of the data respects as well
         reach = _inward(radius, x.dtype, -torch.inf).double()
         delta = torch.clamp(delta, -reach, reach)
+    elif norm == 0:
+        delta = _largest(torch.where(radius > 0, delta, 0.0), int(radius.max()))
     else:
         unit = torch.where(radius > 0, delta / radius.clamp_min(1e-300), 0.0)
         delta = torch.where(radius > 0, delta, 0.0)

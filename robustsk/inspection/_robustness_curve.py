@@ -162,11 +162,12 @@ class RobustnessCurveDisplay:
         _pyplot(f"{cls.__name__}.from_estimator")
         attack = _default_attack(estimator) if attack is None else attack
         check_attack(attack)
+        attack = attack._resolved()
         clopper_pearson_interval(0, 1, confidence)  # complains before the work, not after it
         if is_dataset(X):
             y = dataset_labels(X) if y is None else y
             X = to_array(X)
-        victim = as_victim(estimator, attack=type(attack).__name__)
+        victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
         values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
         y = column_or_1d(check_labels(y))
         check_consistent_length(values, y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,21 @@ class AdversarialOutcome:
         misclassified without an attack are not attacked.
     X_adv : ndarray of shape (n_samples, ...)
         The samples that were judged.
+    info : dict of str to ndarray of shape (n_samples, ...)
+        What the attack reports about each sample, such as ``"n_queries"``;
+        zero where it was not attacked.
+    n_forward, n_backward : int
+        How many samples went through the model during the attack, and how
+        many gradients were taken.
     """
 
     y_true: np.ndarray
     y_pred: np.ndarray
     y_pred_adv: np.ndarray
     X_adv: np.ndarray
+    info: dict[str, np.ndarray] = field(default_factory=dict)
+    n_forward: int = 0
+    n_backward: int = 0
 
     @property
     def correct(self) -> np.ndarray:
@@ -85,7 +94,8 @@ def adversarial_outcome(
     True
     """
     check_attack(attack)
-    victim = as_victim(estimator, attack=type(attack).__name__)
+    attack = attack._resolved()
+    victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
     y_true = column_or_1d(check_labels(y))
@@ -97,15 +107,34 @@ def adversarial_outcome(
     if bounds is None:
         bounds = learn_bounds(values, victim.is_image)
     correct = y_pred == y_true
-    X_adv, y_pred_adv = values.copy(), y_pred.copy()
+    X_adv, y_pred_adv, info = values.copy(), y_pred.copy(), {}
+    used = before = replace(victim.calls)
     if correct.any():
         if attack.target is not None and np.ndim(attack.target) == 1:
             check_consistent_length(attack.target, values)
-        X_adv[correct] = restrict_targets(attack, correct).run(
-            values[correct], y_true[correct], victim, bounds=bounds, keep="first", original=X
+        X_adv[correct], found = restrict_targets(attack, correct).run(
+            values[correct],
+            y_true[correct],
+            victim,
+            bounds=bounds,
+            keep="first",
+            original=X,
+            return_info=True,
         )
+        for name, reported in found.items():
+            info[name] = np.zeros((len(values), *reported.shape[1:]), dtype=reported.dtype)
+            info[name][correct] = reported
+        used = replace(victim.calls)
         y_pred_adv[correct] = _predict(estimator, victim, X_adv[correct], X)
-    return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv)
+    return AdversarialOutcome(
+        y_true,
+        y_pred,
+        y_pred_adv,
+        X_adv,
+        info,
+        used.forward - before.forward,
+        used.backward - before.backward,
+    )
 
 
 def _predict(estimator, victim, values, X):

@@ -332,7 +332,11 @@ def fit_skorch(cls, module, X, y, **parameters):
 def net_of(*last):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), *last)
+        net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), *last)
+        for layer in net:  # those in `last` were made before the seed was set
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        return net
 
 
 def test_skorch_with_logits(table):

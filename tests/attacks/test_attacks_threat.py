@@ -74,7 +74,7 @@ def test_check_eps_defaults():
     assert check_eps(None, np.inf, (3,)) == 8 / 255
     assert check_eps(None, 2.0, (3,)) == 0.5
     assert check_eps(None, 1.0, (3,)) == 12.0
-    assert set(DEFAULT_EPS) == set(NORMS)
+    assert set(DEFAULT_EPS) == {*NORMS, 0.0}
 
 
 def test_check_eps_numbers_and_arrays():

@@ -1,0 +1,76 @@
+"""What the attacks have in common that are made of another attack."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import numpy as np
+
+from .base import BaseAttack, check_attack
+
+
+def _shared_defaults():
+    parameters = inspect.signature(BaseAttack.__init__).parameters
+    return {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+
+
+class BaseWrapper(BaseAttack):
+    """Base class of the attacks that are made of another attack.
+
+    The threat model (`norm`, `eps`, `clip`, `target`, `mask`, ...) may be given
+    to either of the two: what is left at its default here is taken from the
+    attack inside.
+    """
+
+    def __init__(self, estimator=None, *, attack=None, **common):
+        super().__init__(estimator, **common)
+        self.attack = attack
+
+    def _default_attack(self):
+        """Return the attack inside where none is given."""
+        from .pgd import PGD
+
+        return PGD()
+
+    def _resolved(self):
+        if "_inner" in vars(self):
+            return self
+        inner = self._default_attack() if self.attack is None else self.attack
+        check_attack(inner)
+        inner = copy.copy(inner._resolved())
+        resolved = copy.copy(self)
+        for name, default in _shared_defaults().items():
+            own, inside = getattr(self, name), getattr(inner, name)
+            if _same(own, default):
+                setattr(resolved, name, inside)
+            elif not _same(inside, default) and not _same(own, inside):
+                raise ValueError(
+                    f"{name}={own!r} of {type(self).__name__} contradicts {name}={inside!r} of "
+                    f"the {type(inner).__name__} inside: give it once."
+                )
+            setattr(inner, name, getattr(resolved, name))
+        resolved._inner = inner
+        return resolved
+
+    @property
+    def access(self):
+        """What is needed of the victim: what the attack inside needs."""
+        return self._resolved()._inner.access
+
+    @property
+    def minimal(self):
+        """Whether the attack inside looks for the closest adversarial example."""
+        return self._resolved()._inner.minimal
+
+    def _resolve_objective(self, objective):
+        return self._inner._resolve_objective(objective)
+
+    def _attack_batch(self, batch):
+        return self._inner._attack_batch(batch)
+
+
+def _same(first, second):
+    return first is second or (
+        type(first) is type(second) and bool(np.all(np.asarray(first == second)))
+    )

@@ -1,6 +1,8 @@
-"""The one descent loop that the gradient attacks share."""
+"""The descent loops that the gradient attacks share."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 
@@ -142,3 +144,93 @@ def _tracked(batch, stream, *, n_steps, step_size, random_start, start_std, mome
     result[alive[take]] = z[take]
     hit[alive] |= now
     return result, hit, value
+
+
+@dataclass
+class Path:
+    """What happened to each sample on its way.
+
+    Attributes
+    ----------
+    z : torch.Tensor of shape (n, ...)
+        Where it ended.
+    n_right : torch.Tensor of int64 of shape (n,)
+        Iterates before the last that did not fool the victim.
+    first : torch.Tensor of int64 of shape (n,)
+        Number of the first iterate that did, counted from zero; `n_steps`
+        where there was none before the last.
+    n_taken : torch.Tensor of int64 of shape (n,)
+        Steps taken.
+    """
+
+    z: torch.Tensor
+    n_right: torch.Tensor
+    first: torch.Tensor
+    n_taken: torch.Tensor
+
+
+def walk(batch, z, *, n_steps, advance, patience=None):
+    """Take steps of any kind, and leave a sample alone once it has gone far enough.
+
+    Parameters
+    ----------
+    batch : AttackBatch
+    z : torch.Tensor of the shape of ``batch.x``
+        Where to start.
+    n_steps : int
+    advance : callable
+        ``advance(batch, rows, z, gradient, step)`` returns the next iterates of
+        the samples on their way, which are `rows` of the batch given here.
+    patience : int, optional
+        How many iterates that fool the victim are passed before stopping at the
+        next one. None means to go on to the end. Evaluation stops at the first.
+
+    Returns
+    -------
+    Path
+    """
+    if batch.keep == "first":
+        patience = 0
+    whole = batch
+    count = {"dtype": torch.int64, "device": z.device}
+    rows = torch.arange(len(z), device=z.device)
+    n_right, n_taken = torch.zeros_like(rows), torch.zeros_like(rows)
+    first = torch.full((len(z),), n_steps, **count)
+    n_fooled = torch.zeros_like(rows)
+    result = z.clone()
+    for step in range(n_steps):
+        logits, _, gradient = batch.value_and_gradient(z)
+        fooled = batch.fooled(logits)
+        n_right[rows] += ~fooled
+        first[rows] = torch.where(fooled, first[rows].clamp_max(step), first[rows])
+        n_fooled[rows] += fooled
+        if batch.keep != "last":
+            result[rows[fooled]] = z[fooled]
+        if patience is not None:
+            going = ~fooled | (n_fooled[rows] <= patience)
+            if not going.all():
+                result[rows[~going]] = z[~going]
+                batch, rows = batch.select(going), rows[going]
+                z, gradient = z[going], gradient[going]
+                if len(rows) == 0:
+                    break
+        n_taken[rows] += 1
+        z = advance(batch, rows, z, gradient, step)
+
+    if batch.keep == "last":
+        result[rows] = z
+    elif len(rows):
+        with torch.no_grad():
+            fooled = batch.fooled(batch.victim(z))
+        # an iterate that fools is never given up for a later one that does not
+        take = fooled | (n_fooled[rows] == 0)
+        result[rows[take]] = z[take]
+        n_fooled[rows] += fooled
+        missed = (n_fooled == 0).nonzero()[:, 0]
+        if batch.keep == "worst" and len(missed):
+            # nor is a clean error, which is not on the path of a random start
+            clean = whole.select(missed)
+            with torch.no_grad():
+                wrong = clean.fooled(clean.victim(clean.x))
+            result[missed[wrong]] = clean.x[wrong]
+    return Path(result, n_right, first, n_taken)

@@ -124,7 +124,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     #: Norms the attack can deal with.
     supported_norms = (np.inf, 2.0, 1.0)
-    #: What is needed of the victim: "gradients", "scores" or "labels".
+    #: What is needed of the victim: "gradients", "scores" or "labels"; or
+    #: "straight-through", gradients save for steps that have none.
     access = "gradients"
     #: Whether the attack looks for the closest adversarial example. Then `eps`
     #: may be infinite, None means that it is, and a sample for which there is
@@ -132,6 +133,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     minimal = False
     #: Whether what happens to a sample depends on that sample alone.
     per_sample = True
+    #: Whether the user may say which class is to be reached.
+    targetable = True
 
     _shared_parameters_doc = """
     norm : {inf, 2, 1, "linf", "l2", "l1"}, default=inf
@@ -292,7 +295,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         kind = {"dtype": x.dtype, "device": x.device}
         with victim.frozen(self.bn_mode):
             batch = AttackBatch(
-                victim=victim,
+                victim=self._see(victim, seed),
                 x=x,
                 y=y,
                 target=None,
@@ -313,6 +316,10 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def _resolve_objective(self, objective):
         return resolve_objective(objective)
+
+    def _see(self, victim, seed):
+        """Return what the attack takes the victim for; `seed` is for what is random in it."""
+        return victim
 
     def _complete(self, batch):
         """Fill in what depends on the clean prediction."""
@@ -372,6 +379,13 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     def _resolved(self):
         """Return the attack that says all; a wrapper asks the attack inside."""
         return self
+
+    def _with(self, **settings):
+        """Return this attack with other shared parameters."""
+        attack = copy.copy(self)
+        for name, value in settings.items():
+            setattr(attack, name, value)
+        return attack
 
     def _draw_seed(self):
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
@@ -468,6 +482,13 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self = self._resolved()
         victim = self._victim()
         bounds = self._known_bounds(victim)
+        values = self._check_X(X, victim)
+        self._check_target(values, y, victim)
+        result = self.run(values, y, victim, bounds=bounds, original=X, return_info=return_info)
+        return (like(result[0], X), result[1]) if return_info else like(result, X)
+
+    def _check_X(self, X, victim):
+        """Return `X` as a validated array."""
         values = to_array(X)
         if hasattr(self, "n_features_in_"):
             values = validate_data(self, values, dtype=_FLOATS, allow_nd=True, reset=False)
@@ -480,8 +501,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                     "features as input."
                 )
         check_sample_shape(values.shape[1:], getattr(self, "_sample_shape", values.shape[1:]), self)
-        result = self.run(values, y, victim, bounds=bounds, original=X, return_info=return_info)
-        return (like(result[0], X), result[1]) if return_info else like(result, X)
+        return values
 
     def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
         """Append adversarial copies to the data.
@@ -542,7 +562,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         index = None if y is None else encode_labels(check_labels(y), victim.classes, "y")
         if index is not None:
             check_consistent_length(X, index)
-        self._check_target(X, index, victim)
+        if self.target is not None and np.ndim(self.target) == 1:
+            check_consistent_length(X, self.target)
         victim.warn_about_probabilities(X)
         seed = self._draw_seed()
         device = victim.device
@@ -583,15 +604,15 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 progress.update(len(rows))
         return (result, info) if return_info else result
 
-    def _check_target(self, X, index, victim):
+    def _check_target(self, X, y, victim):
         """Raise where a sample is to become what it is."""
-        if self.target is None or (isinstance(self.target, str) and self.target in _BY_PREDICTION):
+        if y is None or self.target is None or np.shape(self.target) not in ((), np.shape(y)):
             return
-        if np.ndim(self.target) == 1:
-            check_consistent_length(X, self.target)
-        if index is None:
+        if isinstance(self.target, str) and self.target in _BY_PREDICTION:
             return
-        same = encode_labels(self.target, victim.classes, "target") == index
+        classes = victim.learn_classes(X)
+        target = encode_labels(self.target, classes, "target")
+        same = target == encode_labels(check_labels(y), classes, "y")
         # one class for all may well be the class of some of them
         if same.any() and (np.ndim(self.target) == 1 or same.all()):
             raise ValueError(

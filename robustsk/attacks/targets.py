@@ -46,6 +46,8 @@ _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
 #: What an attack may see of its victim, from most to least.
 ACCESS = ("gradients", "scores", "labels")
+#: Gradients as well, save for transformers that have none and are only run.
+STRAIGHT_THROUGH = "straight-through"
 _SMALLEST_PROBABILITY = 1e-12
 
 
@@ -115,6 +117,7 @@ class Victim:
         self.differentiable = differentiable
         self.calls = Calls()
         self._frozen = False
+        self._inspected = False
 
     @property
     def device(self):
@@ -151,8 +154,9 @@ class Victim:
         A softmax before the loss that is attacked saturates: its gradients
         vanish on confident predictions, and the model looks robust.
         """
-        if not self.differentiable or len(X) < 2:
+        if self._inspected or not self.differentiable or len(X) < 2:
             return
+        self._inspected = True
         logits = self.logits(X[:8])
         if is_probability(logits):
             warnings.warn(
@@ -258,9 +262,11 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         such, or a `FrozenEstimator` around any of them.
     attack : str, optional
         Name of the attack, for the error message.
-    access : {"gradients", "scores", "labels"}, default="gradients"
-        What the attack needs: a differentiable model; `decision_function` or
-        `predict_proba`; or nothing but `predict`. Torch modules give all.
+    access : {"gradients", "straight-through", "scores", "labels"}, default="gradients"
+        What the attack needs: a differentiable model; the same, but with
+        transformers in a pipeline that have no gradient left to the attack;
+        `decision_function` or `predict_proba`; or nothing but `predict`. Torch
+        modules give all.
 
     Returns
     -------
@@ -274,7 +280,7 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         If no gradient can flow through `model`.
     """
     if isinstance(model, Victim):
-        if access == "gradients" and not model.differentiable:
+        if access not in ("scores", "labels") and not model.differentiable:
             raise _no_gradient(attack, model.name)
         return model
     if isinstance(model, nn.Module):
@@ -295,10 +301,10 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         return model.__robustsk_victim__()
     if hasattr(model, "module_") and hasattr(model, "criterion_"):
         return _skorch_victim(model)
-    if access != "gradients":
+    if access in ("scores", "labels"):
         return _queried_victim(model, attack, access)
     if isinstance(model, Pipeline):
-        return _pipeline_victim(model, attack)
+        return _pipeline_victim(model, attack, access)
     module = _convert(model, attack)
     return Victim(
         module,
@@ -438,14 +444,33 @@ class _Labels(_Asked):
         return np.eye(len(self.classes))[column]
 
 
+class Transformed(_Asked):
+    """A fitted transformer without gradients, run as it is.
+
+    Parameters
+    ----------
+    estimator : fitted transformer
+    """
+
+    def __init__(self, estimator):
+        super().__init__(estimator, None)
+
+    def answer(self, values):
+        """Return the transformed array."""
+        result = self.estimator.transform(values)
+        result = result.toarray() if issparse(result) else np.asarray(result)
+        return result.astype(np.float64)
+
+
 def _real_steps(pipeline):
     return [step for _, step in pipeline.steps if step is not None and step != "passthrough"]
 
 
-def _pipeline_victim(pipeline, attack):
+def _pipeline_victim(pipeline, attack, access):
     *steps, last = _real_steps(pipeline)
-    victim = as_victim(last, attack=attack)
-    chain = _Chain([_convert(step, attack) for step in steps], victim).to(victim.device)
+    victim = as_victim(last, attack=attack, access=access)
+    modules = [_convert_step(step, attack, access) for step in steps]
+    chain = _Chain(modules, victim).to(victim.device)
     return Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")
 
 
@@ -500,11 +525,21 @@ def _convert(estimator, attack):
         raise _no_gradient(attack, type(estimator).__name__) from error
 
 
+def _convert_step(step, attack, access):
+    try:
+        return _convert(step, attack)
+    except NoGradientError:
+        if access != STRAIGHT_THROUGH:
+            raise
+        return Transformed(step)
+
+
 def _no_gradient(attack, name):
     return NoGradientError(
         f"{attack or 'This attack'} follows gradients and {name} has none: use a black-box attack "
-        f"({_names('scores', 'labels')}), attack a surrogate (TransferAttack), or teach "
-        "robustsk its gradients with robustsk.attacks.register_converter."
+        f"({_names('scores', 'labels')}), attack a surrogate (TransferAttack), see "
+        "through a transformer (BPDA), or teach robustsk its gradients with "
+        "robustsk.attacks.register_converter."
     )
 
 

@@ -8,6 +8,7 @@ import inspect
 import numpy as np
 
 from .base import BaseAttack, check_attack
+from .targets import Victim
 
 
 def _shared_defaults():
@@ -38,7 +39,7 @@ class BaseWrapper(BaseAttack):
             return self
         inner = self._default_attack() if self.attack is None else self.attack
         check_attack(inner)
-        inner = copy.copy(inner._resolved())
+        inner = inner._resolved()
         resolved = copy.copy(self)
         for name, default in _shared_defaults().items():
             own, inside = getattr(self, name), getattr(inner, name)
@@ -49,9 +50,14 @@ class BaseWrapper(BaseAttack):
                     f"{name}={own!r} of {type(self).__name__} contradicts {name}={inside!r} of "
                     f"the {type(inner).__name__} inside: give it once."
                 )
-            setattr(inner, name, getattr(resolved, name))
-        resolved._inner = inner
+        resolved.supported_norms = inner.supported_norms
+        resolved._inner = inner._with(**{n: getattr(resolved, n) for n in _shared_defaults()})
         return resolved
+
+    def _with(self, **settings):
+        attack = super(BaseWrapper, self._resolved())._with(**settings)
+        attack._inner = attack._inner._with(**settings)
+        return attack
 
     @property
     def access(self):
@@ -66,8 +72,29 @@ class BaseWrapper(BaseAttack):
     def _resolve_objective(self, objective):
         return self._inner._resolve_objective(objective)
 
+    def _effective_eps(self, norm, sample_shape):
+        return self._inner._effective_eps(norm, sample_shape)
+
+    def _see(self, victim, seed):
+        return self._inner._see(victim, seed)
+
     def _attack_batch(self, batch):
         return self._inner._attack_batch(batch)
+
+
+class SeenVictim(Victim):
+    """A victim as an attack takes it: the same model, asked in another way.
+
+    Subclasses define `__call__` in terms of the victim that they see.
+
+    Parameters
+    ----------
+    seen : Victim
+    """
+
+    def __init__(self, seen):
+        vars(self).update(vars(seen))
+        self.seen = seen
 
 
 def _same(first, second):

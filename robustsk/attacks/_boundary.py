@@ -1,0 +1,166 @@
+"""Decision boundaries, taken for the planes that they look like from where one stands."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .threat import _flat, _positive
+
+
+def wrong_classes(logits, y):
+    """Return the classes other than `y`, the most likely first, shape (n, n_classes - 1)."""
+    order = logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
+    return order[:, 1:]
+
+
+def dual_norm(w, norm):
+    """Return how fast a step of length one in `norm` can climb `w`, shape (n,)."""
+    dual = {np.inf: 1.0, 2.0: 2.0, 1.0: np.inf}[norm]
+    return torch.linalg.vector_norm(w, ord=dual, dim=1)
+
+
+def nearest_boundary(batch, z, candidates):
+    """Linearise boundaries of the victim at `z` and return the nearest one.
+
+    Parameters
+    ----------
+    batch : AttackBatch
+    z : torch.Tensor of shape (n, ...)
+    candidates : torch.Tensor of int64 of shape (n, k)
+        Classes whose boundaries with ``batch.y`` are looked at. A targeted
+        attack looks only at the one between the target and its strongest
+        rival, which is the label at first.
+
+    Returns
+    -------
+    logits : torch.Tensor of shape (n, n_classes)
+    height : torch.Tensor of shape (n,)
+        How far `z` is beyond the boundary, in logits; negative before it.
+    w : torch.Tensor of shape (n, d)
+        Gradient of the height in the units in which the ball is round.
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        logits = batch.victim(z)
+        if not logits.requires_grad:
+            raise ValueError(
+                f"No gradient reaches the input of {batch.victim.name}: is something detached or "
+                "computed outside of torch on the way?"
+            )
+        if batch.target is None:
+            heights = logits.gather(1, candidates) - logits.gather(1, batch.y[:, None])
+        else:
+            target = batch.target[:, None]
+            rival = logits.detach().scatter(1, target, -torch.inf).argmax(1, keepdim=True)
+            heights = logits.gather(1, target) - logits.gather(1, rival)
+        nearest = None
+        for k in range(heights.shape[1]):
+            batch.victim.calls.backward += len(z)
+            (gradient,) = torch.autograd.grad(
+                heights[:, k].sum(), z, retain_graph=k + 1 < heights.shape[1]
+            )
+            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+            w = _flat(batch.ball._to_data(gradient))
+            height = heights[:, k].detach().to(w)
+            height = torch.nan_to_num(height, nan=0.0, posinf=0.0, neginf=0.0)
+            distance = height.abs() / _positive(dual_norm(w, batch.ball.norm))
+            if k == 0:
+                nearest, result_height, result_w = distance, height, w
+                continue
+            closer = distance < nearest
+            nearest = torch.where(closer, distance, nearest)
+            result_height = torch.where(closer, height, result_height)
+            result_w = torch.where(closer[:, None], w, result_w)
+    return logits.detach(), result_height, result_w
+
+
+def step_to_plane(points, w, height, low, high, norm):
+    """Return the shortest steps within a box that take points to a plane.
+
+    With ``s`` the direction in which the height of a point vanishes, feature i
+    moves by ``min(lam, room_i)`` along ``s_i`` for the inf norm and by
+    ``min(lam * |w_i|, room_i)`` for the 2-norm. The number `lam` is found by
+    Newton's method: what a point climbs is concave and piecewise linear in it,
+    so that the steps never overshoot and end at the solution, on images after
+    a handful of passes, where sorting the breakpoints costs several times as
+    much. For the 1-norm the features with the largest ``|w_i|`` move as far as
+    they can, one after the other.
+
+    Parameters
+    ----------
+    points : torch.Tensor of shape (m, n, d)
+        Points in the box, m for each of n planes.
+    w : torch.Tensor of shape (n, d)
+        Normal vectors.
+    height : torch.Tensor of shape (m, n)
+        Heights of the points above the planes.
+    low, high : torch.Tensor of shape (n, d)
+        The box; may be infinite.
+    norm : {inf, 2.0, 1.0}
+        Norm in which the steps are short.
+
+    Returns
+    -------
+    torch.Tensor of shape (m, n, d)
+        Where the plane does not meet the box, these lead to the corner that
+        comes closest to it.
+
+    References
+    ----------
+    Croce and Hein (2020), "Minimally distorted adversarial examples with a
+    fast adaptive boundary attack" (the problem, there solved by sorting).
+    """
+    # squares of what is divided by the largest one do not underflow
+    scale = _positive(w.abs().amax(1))
+    slope = w.abs() / scale[:, None]
+    sign = -height.sign()[..., None] * w.sign()
+    room = torch.where(sign > 0, high - points, torch.where(sign < 0, points - low, 0.0))
+    climb = height.abs() / scale
+    if norm == 1:
+        slope, order = slope.sort(dim=1, descending=True)
+        order = order.expand_as(room)
+        room = room.gather(-1, order)
+        climbed = (slope * room).cumsum(-1).roll(1, -1)
+        climbed[..., 0] = 0.0
+        left = climb[..., None] - climbed
+        move = torch.minimum((left / _positive(slope)).clamp_min(0.0), room)
+        return sign * torch.empty_like(move).scatter_(-1, order, move)
+    speed = slope if norm == 2 else torch.ones_like(slope)
+    gain = slope * speed
+    lam = torch.zeros_like(climb)
+    move = torch.zeros_like(room)
+    rounding = 4 * torch.finfo(w.dtype).eps
+    for _ in range(w.shape[1] + 1):
+        rate = (gain * (move < room)).sum(-1)
+        missing = climb - (slope * move).sum(-1)
+        ahead = torch.where(rate > 0, lam + missing.clamp_min(0.0) / _positive(rate), lam)
+        done = ahead - lam <= rounding * ahead
+        if done.all():
+            break
+        lam = torch.where(done, lam, ahead)
+        move = torch.minimum(lam[..., None] * speed, room)
+    return sign * move
+
+
+def unit_box(ball):
+    """Return the box around the samples in the units in which the ball is round.
+
+    Returns
+    -------
+    low, high : torch.Tensor of shape (n, d)
+        Infinite without a box; zero for features that are frozen.
+    """
+    flat = _flat(ball.x)
+    if ball.low is None:
+        low, high = torch.full_like(flat, -torch.inf), torch.full_like(flat, torch.inf)
+        if ball.weight is not None:
+            frozen = (ball.weight <= 0).reshape(1, -1)
+            low, high = low.masked_fill(frozen, 0.0), high.masked_fill(frozen, 0.0)
+        return low, high
+    return _flat(ball._to_unit(ball.low - ball.x)), _flat(ball._to_unit(ball.high - ball.x))
+
+
+def from_unit(ball, u):
+    """Return the point at `u`, shape (n, d), within the box."""
+    return ball.clamp(ball.x + ball._to_data(u.reshape(ball.x.shape)))

@@ -1,0 +1,116 @@
+"""What the attacks have in common that ask for scores and remember the best answer."""
+
+from __future__ import annotations
+
+import torch
+
+from .objectives import OBJECTIVES
+
+#: What these attacks ascend: it is zero where the prediction changes, and scores give it directly.
+MARGIN = OBJECTIVES["cw"]
+
+
+class Search:
+    """A search for points that fool the victim, in all samples at once.
+
+    A sample leaves as soon as a point about it fools the victim: all tensors of
+    the search hold the samples that are left, and `drop` makes others follow.
+
+    Parameters
+    ----------
+    batch : AttackBatch
+    queries : Queries
+        Of this batch.
+    rows : torch.Tensor of shape (m,)
+        Samples of the batch to work on.
+    limit : int, optional
+        Largest number of questions per sample in this search; None means all
+        that are left.
+
+    Attributes
+    ----------
+    batch : AttackBatch
+        Of the samples that are left.
+    best, value : torch.Tensor of shape (m, ...) and (m,)
+        The point of the highest margin so far, and its margin.
+    left : int
+        How many questions each sample may still ask.
+    found : torch.Tensor of shape (m, ...)
+        The best point of each of the `rows`, also of those that have left.
+    found_value : torch.Tensor of shape (m,)
+        Its margin; infinite where it fools the victim.
+    """
+
+    def __init__(self, batch, queries, rows, limit=None):
+        self.batch = batch.select(rows)
+        self.queries = queries
+        self.left = queries.limit if limit is None else limit
+        self.best, self.found = self.batch.x.clone(), self.batch.x.clone()
+        self.value = torch.full_like(self.best.flatten(1).sum(1), -torch.inf)
+        self.found_value = self.value.clone()
+        self._rows = rows
+        self._place = torch.arange(len(rows), device=rows.device)
+        if len(rows):
+            self.left = min(self.left, int(queries.left[rows].min()))
+
+    def __len__(self):
+        return len(self._rows)
+
+    def ask(self, z):
+        """Ask about points within the ball and remember the best one of each sample.
+
+        Parameters
+        ----------
+        z : torch.Tensor of shape (m, ...) or (m, k, ...)
+            One point about each sample that is left, or k.
+
+        Returns
+        -------
+        torch.Tensor of shape (m,) or (m, k)
+            The margin at each point.
+        """
+        batch, m = self.batch, len(self)
+        k = z.shape[1] if z.ndim > batch.x.ndim else 1
+        points = z.reshape(m * k, *batch.x.shape[1:])
+        rows, y, target = self._rows, batch.y, batch.target
+        if k > 1:
+            rows, y = rows.repeat_interleave(k), y.repeat_interleave(k)
+            target = None if target is None else target.repeat_interleave(k)
+        logits = self.queries(points, rows)
+        self.left -= k
+        value = MARGIN(logits, y, target).to(points.dtype)
+        predicted = logits.argmax(1)
+        fooled = predicted != y if target is None else predicted == target
+        score = value.masked_fill(fooled, torch.inf).reshape(m, k)
+        top, which = score.max(1)
+        better = top > self.value
+        chosen = (torch.arange(m, device=which.device) * k + which)[better]
+        self.best[better] = points[chosen]
+        self.value = torch.where(better, top, self.value)
+        return value.reshape(z.shape[: z.ndim - batch.x.ndim + 1])
+
+    def drop(self, *state):
+        """Let the samples leave that are done.
+
+        Parameters
+        ----------
+        *state : torch.Tensor of shape (m, ...)
+
+        Returns
+        -------
+        list of torch.Tensor
+            `state` of the samples that are left.
+        """
+        live = self.value != torch.inf
+        if bool(live.all()):
+            return list(state)
+        self.finish()
+        self.batch = self.batch.select(live)
+        self._rows, self._place = self._rows[live], self._place[live]
+        self.best, self.value = self.best[live], self.value[live]
+        return [values[live] for values in state]
+
+    def finish(self):
+        """Bring `found` up to date."""
+        self.found[self._place] = self.best
+        self.found_value[self._place] = self.value

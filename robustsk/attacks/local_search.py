@@ -1,0 +1,181 @@
+"""Greedy local search."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ._search import MARGIN, Search
+from .base import check_count
+from .black_box import BaseBlackBoxAttack, Queries
+from .square import image_shape
+
+#: Jumps in the norms 2 and 1, in radii: the first, and the shortest.
+LONGEST, SHORTEST = 0.5, 0.05
+
+
+class LocalSearch(BaseBlackBoxAttack):
+    """Greedy local search over single features or pixels, without gradients.
+
+    Each round tries jumps of random features, one at a time; ranks them by how
+    much each raises the margin of the model; asks about the best ones together;
+    and keeps what is better. On images the next round looks around the pixels
+    that have been kept, on tables among all features.
+
+    In the inf norm a feature jumps to the edge of the ball. In the norms 2 and
+    1 it jumps by half a radius, the others giving way where the ball ends; the
+    jumps of a sample are halved after a round without success.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack, by scores. A fitted estimator in a pipeline that
+        will be cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With
+        None, `fit` fits a standardised logistic regression as a surrogate.
+    n_steps : int, default=150
+        Largest number of rounds.
+    n_candidates : int, default=32
+        Features (of images: pixels, with all their channels) tried per round.
+        Each costs a question, and trying the best together one more;
+        `max_queries` is 5000 by default.
+    n_kept : int, default=5
+        Largest number of features that change per round.
+    reach : int, default=5
+        How many pixels a neighbour may be away, by row and by column. Without
+        effect on tables.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    See Also
+    --------
+    SquareAttack : Random windows instead of single features.
+    ZOO : Derivatives by single features.
+
+    Notes
+    -----
+    The papers rank by the probability of the true class; the margin ranks like
+    it, does not saturate, and serves targeted attacks as well. A jump that the
+    ball or the box undoes is turned round instead of being asked.
+
+    References
+    ----------
+    Narodytska and Kasiviswanathan (2017), "Simple black-box adversarial attacks
+    on deep neural networks", Algorithm LocSearchAdv.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from robustsk.attacks import LocalSearch
+    >>> X, y = load_iris(return_X_y=True)
+    >>> forest = RandomForestClassifier(10, random_state=0).fit(X, y)
+    >>> attack = LocalSearch(forest, eps=0.5, max_queries=100, random_state=0).fit(X)
+    >>> bool(forest.score(attack.generate(X, y), y) < forest.score(X, y) - 0.2)
+    True
+    """
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        max_queries=5000,
+        n_steps=150,
+        n_candidates=32,
+        n_kept=5,
+        reach=5,
+        **common,
+    ):
+        super().__init__(estimator, max_queries=max_queries, **common)
+        self.n_steps = n_steps
+        self.n_candidates = n_candidates
+        self.n_kept = n_kept
+        self.reach = reach
+
+    def _resolve_objective(self, objective):
+        return MARGIN
+
+    def _attack_batch(self, batch):
+        n_steps, n_candidates, n_kept, reach = (
+            check_count(getattr(self, name), name)
+            for name in ("n_steps", "n_candidates", "n_kept", "reach")
+        )
+        ball, shape = batch.ball, image_shape(batch.x.shape[1:])
+        movable = torch.ones(shape, device=batch.x.device)
+        if ball.weight is not None:
+            movable = (ball.weight > 0).reshape(shape).to(movable)
+        movable = movable.amax(0).flatten()
+        n_candidates = min(n_candidates, int(movable.sum())) if ball.radius else 0
+
+        queries = Queries(batch, self.max_queries)
+        search = Search(batch, queries, torch.arange(len(batch.x), device=batch.x.device))
+        search.ask(batch.x)
+        # from anywhere in the ball, two radii lead to its edge
+        length = torch.full_like(search.value, 2.0 if ball.norm == np.inf else LONGEST)
+        near = torch.zeros(len(batch.x), *shape[1:]).to(batch.x)
+        length, near = search.drop(length, near)
+        for step in range(n_steps):
+            n = min(n_candidates, search.left - 1)
+            if n < 1 or len(search) == 0:
+                break
+            ball, noise, z, before = (
+                search.batch.ball,
+                search.batch.noise,
+                search.best,
+                search.value,
+            )
+            # features near those kept come first, frozen ones last
+            order = (noise.uniform(2 * step, shape[1:]) + near).flatten(1) * movable
+            tried = order.topk(n, dim=1).indices
+            signs = noise.uniform(2 * step + 1, (shape[0], n))
+            signs = torch.where(signs < 0.5, -length[:, None, None], length[:, None, None])
+            points = []
+            for i in range(n):
+                one = slice(i, i + 1)
+                point = jump(ball, z, tried[:, one], signs[:, :, one], shape)
+                stays = (point == z).flatten(1).all(1)
+                if stays.any():
+                    signs[stays, :, one] *= -1
+                    point = jump(ball, z, tried[:, one], signs[:, :, one], shape)
+                points.append(point)
+            value = search.ask(torch.stack(points, 1))
+            state = search.drop(z, before, value, tried, signs, length, near)
+            z, before, value, tried, signs, length, near = state
+            if len(search) == 0:
+                break
+            value, best = value.topk(min(n_kept, n), dim=1)
+            # more than rounding, which would make results depend on the batch
+            rounding = 64 * torch.finfo(value.dtype).eps * (1 + before.abs())
+            kept = (value > (before + rounding)[:, None]).to(signs)
+            tried = tried.gather(1, best)
+            signs = signs.gather(2, best[:, None].expand(-1, shape[0], -1)) * kept[:, None]
+            search.ask(jump(search.batch.ball, z, tried, signs, shape))
+            near = torch.zeros_like(near).flatten(1).scatter(1, tried, kept).reshape(near.shape)
+            if len(batch.x[0].shape) > 1:
+                near = F.max_pool2d(near[:, None], 2 * reach + 1, 1, reach)[:, 0]
+            if ball.norm != np.inf:
+                shorter = (length / 2).clamp_min(SHORTEST)
+                length = torch.where(kept.any(1), length, shorter)
+            length, near = search.drop(length, near)
+        search.finish()
+        return search.found
+
+
+def jump(ball, z, pixels, lengths, shape):
+    """Move some pixels and project.
+
+    Parameters
+    ----------
+    ball : Ball
+    z : torch.Tensor of shape (m, ...)
+    pixels : torch.Tensor of int64 of shape (m, t)
+        Distinct within a sample.
+    lengths : torch.Tensor of shape (m, channels, t)
+        In radii.
+    shape : tuple of int
+        Channels, height and width.
+    """
+    moved = torch.zeros(len(z), shape[0], shape[1] * shape[2]).to(z)
+    moved.scatter_(2, pixels[:, None].expand(-1, shape[0], -1), lengths * ball.radius)
+    return ball.project(z + ball._to_data(moved.reshape(z.shape)))

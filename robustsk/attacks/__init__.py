@@ -1,23 +1,73 @@
 """Attacks: transformer-like objects that yield adversarial examples."""
 
+from .apgd import APGD
 from .augmentation import AdversarialAugmentation
+from .autoattack import AutoAttack
 from .base import BaseAttack
 from .bim import BIM
+from .boundary import BoundaryAttack
+from .bpda import BPDA
+from .brendel_bethge import BrendelBethge
+from .carlini_wagner import CarliniWagner
+from .deepfool import DeepFool
+from .dra import DRA
+from .ead import EAD
+from .eot import EOT
+from .fab import FAB
 from .fgsm import FGSM
+from .friendly import FriendlyPGD
+from .geometry_aware import GeometryAwarePGD
+from .hop_skip_jump import HopSkipJump
+from .jsma import JSMA
+from .lbfgs import LBFGS
+from .local_search import LocalSearch
 from .mim import MIM
+from .multi_targeted import MultiTargeted
+from .nes import NES
 from .objectives import Objective
 from .pgd import PGD
+from .scaled_pgd import ScaledPGD
+from .spsa import SPSA
+from .square import SquareAttack
 from .targets import NoGradientError, Victim, as_victim, register_converter
+from .transfer import TransferAttack
+from .universal import UniversalPerturbation
+from .zoo import ZOO
 
 __all__ = [
+    "APGD",
     "BIM",
+    "BPDA",
+    "DRA",
+    "EAD",
+    "EOT",
+    "FAB",
     "FGSM",
+    "JSMA",
+    "LBFGS",
     "MIM",
+    "NES",
     "PGD",
+    "SPSA",
+    "ZOO",
     "AdversarialAugmentation",
+    "AutoAttack",
     "BaseAttack",
+    "BoundaryAttack",
+    "BrendelBethge",
+    "CarliniWagner",
+    "DeepFool",
+    "FriendlyPGD",
+    "GeometryAwarePGD",
+    "HopSkipJump",
+    "LocalSearch",
+    "MultiTargeted",
     "NoGradientError",
     "Objective",
+    "ScaledPGD",
+    "SquareAttack",
+    "TransferAttack",
+    "UniversalPerturbation",
     "Victim",
     "as_victim",
     "register_converter",

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from robustsk._discovery import all_attacks
-from robustsk.attacks import NoGradientError, as_victim
+from robustsk.attacks import PGD, NoGradientError, as_victim
 
 ATTACKS = all_attacks()
 #: Radii at which an attack visibly works on the data of these tests.
-STRONG = {np.inf: 0.6, 2.0: 1.5, 1.0: 3.0, 0.0: 5}
+STRONG = {np.inf: 0.6, 2.0: 1.5, 1.0: 4.5, 0.0: 5}
 #: Settings that make an attack cheap, for whatever has them: most promises need no strength.
 CHEAP = {"max_queries": 250, "n_steps": 25, "n_binary_steps": 4, "n_draws": 3}
 
@@ -51,10 +51,10 @@ every_norm = pytest.mark.parametrize(
     ],
 )
 white_box = pytest.mark.parametrize(
-    "cls", ids(cls for cls in ATTACKS if cls().access == "gradients")
+    "cls", ids(cls for cls in ATTACKS if cls().access not in ("scores", "labels"))
 )
 black_box = pytest.mark.parametrize(
-    "cls", ids(cls for cls in ATTACKS if cls().access != "gradients")
+    "cls", ids(cls for cls in ATTACKS if cls().access in ("scores", "labels"))
 )
 minimal = pytest.mark.parametrize("cls", ids(cls for cls in ATTACKS if cls().minimal))
 with_objective = pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def make(cls, *args, **kwargs):
         if name in parameters and name not in kwargs:
             default = parameters[name].default
             kwargs[name] = value if default is None else min(default, value)
+    if "attacks" in parameters:  # a cascade is as cheap as its members
+        kwargs = {"version": "custom", "attacks": [PGD(n_steps=25)], **kwargs}
     return cls(*args, **kwargs)
 
 
@@ -190,13 +192,12 @@ def test_mask_freezes_features(cls, norm, problem):
     mask = np.zeros(problem.X.shape[1:], dtype=bool)
     mask[..., ::2] = True
     X = problem.X[:10]
-    attack = make(
-        cls, problem.model, norm=norm, eps=scaled(norm, 0.5), clip=None, mask=mask, random_state=0
-    )
+    eps = STRONG[norm]
+    attack = make(cls, problem.model, norm=norm, eps=eps, clip=None, mask=mask, random_state=0)
     X_adv = attack.generate(X)
     assert_array_equal(X_adv[:, ~mask], X[:, ~mask])
     assert not np.array_equal(X_adv[:, mask], X[:, mask])
-    assert_in_ball(X_adv, X, norm, scaled(norm, 0.5))
+    assert_in_ball(X_adv, X, norm, eps)
 
 
 @every_norm
@@ -378,7 +379,7 @@ def test_dropout_is_off_and_batch_norm_uses_running_statistics(cls, images):
 
 @every_attack
 def test_batch_statistics_matter_when_asked_for(cls, images):
-    common = {"eps": 0.3, "clip": (0, 1), "random_state": 0}
+    common = {"eps": STRONG[float(cls().norm)], "clip": (0, 1), "random_state": 0}
     X, y = images.X[:10], images.y[:10]
     by_running = make(cls, images.net, **common).generate(X, y)
     by_batch = make(cls, images.net, bn_mode="train", **common).generate(X, y)
@@ -429,8 +430,9 @@ def test_global_generators_are_not_moved(cls, images, global_state):
     np.random.seed(2)
     random.seed(3)
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    target = "random" if cls.targetable else None
     attack = make(
-        cls, images.net, eps=0.3, clip=(0, 1), random_state=0, target="random", **randomised(cls)
+        cls, images.net, eps=0.3, clip=(0, 1), random_state=0, target=target, **randomised(cls)
     )
     attack.fit(images.X[:20], images.y[:20]).generate(images.X[:10])
     attack.perturb(images.net.train(), torch.tensor(images.X[:10]))
@@ -485,6 +487,8 @@ def test_random_state_instance_and_none(cls, table):
 @pytest.mark.parametrize("target", [None, "random"])
 @every_norm
 def test_batch_size_and_order_change_nothing(cls, norm, target, problem):
+    if target is not None and not cls.targetable:
+        pytest.skip("chooses the target itself")
     X, y = problem.X[:23].astype(np.float64), problem.y[:23]
     model = problem.net.double()  # in float32 rounding may turn the sign of a tiny gradient
 
@@ -525,7 +529,8 @@ def test_untargeted_raises_the_loss_and_lowers_the_accuracy(cls, norm, problem):
     clean, attacked = logits_of(problem.model, X), logits_of(problem.model, attack.generate(X, y))
     accuracy = (clean.argmax(1).numpy() == y).mean()
     assert accuracy > 0.8
-    assert (attacked.argmax(1).numpy() == y).mean() < accuracy - 0.25
+    # what has to do for all samples at once does less for each
+    assert (attacked.argmax(1).numpy() == y).mean() < accuracy - (0.25 if cls.per_sample else 0.1)
     truth = torch.tensor(y)
     if not cls().minimal:
         assert F.cross_entropy(attacked, truth) > 2 * F.cross_entropy(clean, truth)
@@ -534,6 +539,8 @@ def test_untargeted_raises_the_loss_and_lowers_the_accuracy(cls, norm, problem):
 @pytest.mark.parametrize("target", ["least_likely", "label", "array"])
 @every_norm
 def test_targeted_lowers_the_loss_of_the_target(cls, norm, target, problem):
+    if not cls.targetable:
+        pytest.skip("chooses the target itself")
     X, y = problem.X[:60], problem.y[:60]
     clean = logits_of(problem.model, X)
     goal = {
@@ -555,6 +562,10 @@ def test_targeted_lowers_the_loss_of_the_target(cls, norm, target, problem):
 @pytest.mark.parametrize("target", ["least_likely", "random", "label", "array"])
 @every_norm
 def test_targeted_hits_for_a_large_radius(cls, norm, target, table):
+    if not cls.targetable:
+        pytest.skip("chooses the target itself")
+    if not cls.per_sample and target != "label":
+        pytest.skip("one and the same for samples that are to go different ways")
     # two classes: the only target of a sample is the other class, and the model is linear
     rows = table.y < 2
     X, y = table.X[rows], np.array(["no", "yes"])[table.y[rows]]
@@ -567,18 +578,24 @@ def test_targeted_hits_for_a_large_radius(cls, norm, target, table):
 
 @every_attack
 def test_random_targets_are_other_classes_and_all_of_them(cls, table):
+    if not cls.targetable:
+        pytest.skip("chooses the target itself")
+    if not cls.per_sample:
+        pytest.skip("one and the same for samples that are to go different ways")
     X, y = table.X, table.y
-    attack = make(cls, table.net, eps=1.0, clip=None, target="random", random_state=0)
+    eps = 5 / 3 * STRONG[float(cls().norm)]
+    attack = make(cls, table.net, eps=eps, clip=None, target="random", random_state=0)
     predicted = logits_of(table.net, attack.generate(X, y)).argmax(1).numpy()
     assert (predicted != y).mean() > 0.6
-    assert len(set(zip(y.tolist(), predicted.tolist(), strict=True))) >= 7
+    pairs = set(zip(y.tolist(), predicted.tolist(), strict=True))
+    assert sum(label != reached for label, reached in pairs) == 6
     again = attack.set_params(random_state=1).generate(X, y)
     assert (logits_of(table.net, again).argmax(1).numpy() != predicted).mean() > 0.1
 
 
 @every_norm
 def test_transform_attacks_the_predictions(cls, norm, problem):
-    attack = make(cls, problem.model, norm=norm, eps=scaled(norm, 0.4), random_state=0).fit(
+    attack = make(cls, problem.model, norm=norm, eps=STRONG[norm], random_state=0).fit(
         problem.X, problem.y
     )
     predicted = logits_of(problem.model, problem.X[:60]).argmax(1).numpy()
@@ -609,9 +626,10 @@ def test_fit_transform_leaks_no_labels(cls, norm, surrogate, table):
 def test_string_labels(cls, table):
     names = np.array(["zebra", "ant", "fox"])
     model = LogisticRegression().fit(table.X, names[table.y])
-    attack = make(cls, model, eps=0.5, random_state=0).fit(table.X)
+    attack = make(cls, model, eps=STRONG[float(cls().norm)], random_state=0).fit(table.X)
     X_adv = attack.generate(table.X, names[table.y])
-    assert model.score(X_adv, names[table.y]) < model.score(table.X, names[table.y]) - 0.3
+    drop = 0.3 if cls.per_sample else 0.1
+    assert model.score(X_adv, names[table.y]) < model.score(table.X, names[table.y]) - drop
     assert_array_equal(attack.transform(table.X), attack.generate(table.X, model.predict(table.X)))
 
 
@@ -632,7 +650,9 @@ def test_closest_examples_leave_alone_what_is_wrong_or_out_of_reach(cls, problem
     reported = info["distance"][fooled]
     found = np.linalg.norm(moved, ord=attack.norm if attack.norm else 0, axis=1)[fooled]
     assert_allclose(found, reported, rtol=1e-3, atol=1e-5)
-    near = attack.set_params(eps=float(np.median(reported[reported > 0])))
+    # a single feature may be enough for all, where there is no limit to how far it moves
+    radius = float(np.median(reported[reported > 0])) if attack.norm else 0.5
+    near = attack.set_params(eps=radius)
     X_near, info = near.generate(X, y, return_info=True)
     far = ~np.isfinite(info["distance"])
     assert far.any()
@@ -898,7 +918,8 @@ def test_bytes_with_a_small_radius(cls, table):
     attack.set_params(eps=8.0)
     X_adv = attack.generate(X)
     assert X_adv.dtype == np.float64
-    assert np.abs(X_adv - X).max() <= 8
+    if cls().norm != 0:
+        assert np.abs(X_adv - X).max() <= 8
 
 
 @every_attack
@@ -931,10 +952,8 @@ def test_pickle_and_clone(cls, norm, problem):
     expected = attack.transform(problem.X[:8])
     assert_array_equal(pickle.loads(pickle.dumps(attack)).transform(problem.X[:8]), expected)
     twin = clone(make(cls, norm=norm, eps=scaled(norm, 0.3), random_state=0))
-    assert (
-        twin.get_params()
-        == make(cls, norm=norm, eps=scaled(norm, 0.3), random_state=0).get_params()
-    )
+    same = make(cls, norm=norm, eps=scaled(norm, 0.3), random_state=0)
+    assert repr(twin.get_params()) == repr(same.get_params())
     module = clone(
         make(cls, problem.net, norm=norm, eps=scaled(norm, 0.3), random_state=0, clip=None)
     )

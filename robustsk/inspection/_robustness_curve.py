@@ -6,7 +6,6 @@ import copy
 
 import numpy as np
 from joblib import effective_n_jobs
-from sklearn.base import clone
 from sklearn.utils import check_array, gen_even_slices
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_consistent_length, column_or_1d
@@ -392,7 +391,9 @@ def _withstood(estimator, X, y, attack, eps, own_eps, bounds):
         if len(left) == 0:
             break
         size = float(eps[i]) if np.ndim(own_eps) == 0 else eps[i] * (own_eps / own_eps.max())
-        current = clone(restrict_targets(attack, left)).set_params(eps=size)
+        # every size starts from the same random state, and the user's own is not moved
+        state = copy.deepcopy(attack.random_state)
+        current = restrict_targets(attack, left)._with(eps=size, random_state=state)
         current.clip_bounds_ = bounds
         outcome = adversarial_outcome(estimator, _take(X, left), y[left], current)
         if i == first:

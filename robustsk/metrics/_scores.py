@@ -18,7 +18,7 @@ from torch import nn
 from .._containers import check_labels, dataset_labels, is_dataset, to_array
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack, encode_labels, learn_bounds, restrict_targets
-from ..attacks.targets import as_victim
+from ..attacks.targets import Victim, as_victim
 
 
 @dataclass
@@ -102,6 +102,7 @@ def adversarial_outcome(
     values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
     check_consistent_length(values, y_true)
     encode_labels(y_true, victim.learn_classes(values), "y")
+    attack._check_target(values, y_true, victim)
     y_pred = _predict(estimator, victim, values, X)
     bounds = getattr(attack, "clip_bounds_", victim.bounds)
     if bounds is None:
@@ -141,7 +142,7 @@ def _predict(estimator, victim, values, X):
     """Predict the labels of `values` as a user of `X` would."""
     if isinstance(estimator, FrozenEstimator):
         estimator = estimator.estimator
-    if not isinstance(estimator, nn.Module):
+    if not isinstance(estimator, (nn.Module, Victim)):
         if hasattr(X, "columns") and hasattr(estimator, "feature_names_in_"):
             values = type(X)(values, columns=X.columns)
         return np.asarray(estimator.predict(values))
@@ -150,7 +151,8 @@ def _predict(estimator, victim, values, X):
         for start in range(0, len(values), 256):
             x = torch.from_numpy(np.array(values[start : start + 256]))
             found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
-    return np.concatenate(found)
+    labels = np.concatenate(found)
+    return labels if victim.classes is None else victim.classes[labels]
 
 
 def score_adversarial(

@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 from robustsk import BIM, FGSM, MIM, PGD, RobustnessCurveDisplay, StandardClassifier
 from robustsk.attacks import NoGradientError
 from robustsk.attacks.threat import DEFAULT_EPS
+from robustsk.attacks.wrapper import BaseWrapper
 from robustsk.metrics import adversarial_outcome, clopper_pearson_interval, score_adversarial
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -224,6 +225,17 @@ def test_processes_change_nothing(clf):
     two = curve(clf, X, Y, attack=attack, eps_range=EPS, n_jobs=2)
     assert one.accuracy.tolist() == two.accuracy.tolist()
     assert curve(clf, X[:1], Y[:1], attack=attack, eps_range=[0.0, 0.1], n_jobs=2).accuracy[0] == 1
+
+
+def test_attack_inside_of_an_attack(clf):
+    class Same(BaseWrapper):
+        """A wrapper that changes nothing."""
+
+    plain = curve(clf, X, Y, attack=BIM(clip=BOX), eps_range=EPS)
+    for attack in (Same(attack=BIM(eps=0.3, clip=BOX)), Same(attack=BIM(), eps=0.3, clip=BOX)):
+        assert curve(clf, X, Y, attack=attack, eps_range=EPS).accuracy.tolist() == (
+            plain.accuracy.tolist()
+        )
 
 
 def test_attack_comes_back_as_it_was(clf):

@@ -1,0 +1,188 @@
+"""What the metrics of several models have in common: samples, examples, names, ensembles."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import torch
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_consistent_length, column_or_1d
+from torch import nn
+
+from .._containers import check_labels, dataset_labels, is_dataset, to_array
+from ..attacks.base import encode_labels, learn_bounds, restrict_targets
+from ..attacks.targets import Victim, as_victim, two_logits
+from ..losses import ensemble_logits
+
+
+def check_samples(X, y):
+    """Return samples and labels as arrays of the same length.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, ...) or torch Dataset
+    y : array-like of shape (n_samples,) or None
+        None where `X` is a Dataset that yields labels.
+
+    Returns
+    -------
+    values : ndarray of shape (n_samples, ...)
+        Finite and floating.
+    y_true : ndarray of shape (n_samples,)
+    """
+    if is_dataset(X) and y is None:
+        y = dataset_labels(X)
+    y_true = column_or_1d(check_labels(y))
+    values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+    check_consistent_length(values, y_true)
+    return values, y_true
+
+
+def valid_range(attack, victim, values):
+    """Return the range for clip="auto": the attack's, the victim's, or that of the samples."""
+    bounds = getattr(attack, "clip_bounds_", victim.bounds)
+    return learn_bounds(values, victim.is_image) if bounds is None else bounds
+
+
+def craft(attack, victim, values, y_true, X, rows=None):
+    """Attack samples, going on after a success.
+
+    Parameters
+    ----------
+    attack : attack
+        Resolved.
+    victim : Victim
+    values : ndarray of shape (n_samples, ...)
+    y_true : ndarray of shape (n_samples,)
+    X : object
+        What the user passed as `X`, for warnings.
+    rows : ndarray of bool of shape (n_samples,), optional
+        The samples to attack; None means all. The valid range is that of all.
+
+    Returns
+    -------
+    X_adv : ndarray of shape (n_rows, ...)
+    info : dict of str to ndarray of shape (n_rows, ...)
+    """
+    bounds = valid_range(attack, victim, values)
+    if rows is not None:
+        if attack.target is not None and np.ndim(attack.target) == 1:
+            check_consistent_length(attack.target, values)
+        attack, values, y_true = restrict_targets(attack, rows), values[rows], y_true[rows]
+    return attack.run(values, y_true, victim, bounds=bounds, original=X, return_info=True)
+
+
+def named(things, what):
+    """Return names and members of a list or dict, or of an ensemble with `members_`.
+
+    Parameters
+    ----------
+    things : list, dict or fitted ensemble
+    what : str
+        Name of the argument, for messages.
+
+    Returns
+    -------
+    names : list of str
+        The keys of a dict; class names, numbered where one occurs twice.
+    members : list
+    """
+    if isinstance(things, dict):
+        names, members = [str(key) for key in things], list(things.values())
+    elif isinstance(things, (list, tuple)):
+        members = list(things)
+        kinds = [_kind(thing) for thing in members]
+        names = [
+            kind if kinds.count(kind) == 1 else f"{kind} {kinds[:i].count(kind) + 1}"
+            for i, kind in enumerate(kinds)
+        ]
+    elif hasattr(things, "__robustsk_victim__") and hasattr(things, "members_"):
+        members = [things._victim(member, things.classes_) for member in things.members_]
+        names = [f"member {i + 1}" for i in range(len(members))]
+    else:
+        raise TypeError(
+            f"{what} must be a list, a dict, or a fitted ensemble with members_; got "
+            f"{type(things).__name__}."
+        )
+    if not members:
+        raise ValueError(f"{what} is empty: at least one is needed.")
+    return names, members
+
+
+def _kind(thing):
+    if isinstance(thing, Victim):
+        return thing.name
+    if isinstance(thing, FrozenEstimator):
+        thing = thing.estimator
+    return getattr(thing, "__name__", type(thing).__name__)
+
+
+def combined_victim(models, values, attack):
+    """Return a model, or the ensemble that averages the probabilities of several.
+
+    Parameters
+    ----------
+    models : list of fitted estimators
+    values : ndarray of shape (n_samples, ...)
+        Samples with which classes are counted where a model does not know them.
+    attack : attack
+        Resolved.
+
+    Returns
+    -------
+    Victim
+        With the classes of the first model, in their order.
+    """
+    # labels have no mean
+    access = "scores" if attack.access == "labels" and len(models) > 1 else attack.access
+    victims = [as_victim(model, attack=type(attack).__name__, access=access) for model in models]
+    if len(victims) == 1:
+        return victims[0]
+    classes = victims[0].learn_classes(values)
+    orders = []
+    for victim in victims:
+        own = victim.learn_classes(values)
+        if len(own) != len(classes) or not np.isin(classes, own).all():
+            raise ValueError(
+                f"The members of an ensemble must know the same classes: {victims[0].name} knows "
+                f"{classes[:10].tolist()}, {victim.name} knows {own[:10].tolist()}."
+            )
+        orders.append(encode_labels(classes, own, "classes"))
+    known = [victim.bounds for victim in victims if victim.bounds is not None]
+    lows, highs = zip(*known, strict=True) if known else ((), ())
+    return Victim(
+        _MeanProbability(victims, orders),
+        classes=classes,
+        dtype=reduce(torch.promote_types, [victim.dtype for victim in victims]),
+        bounds=(reduce(np.minimum, lows), reduce(np.maximum, highs)) if known else None,
+        is_image=any(victim.is_image for victim in victims),
+        name="mean of " + ", ".join(victim.name for victim in victims),
+        differentiable=all(victim.differentiable for victim in victims),
+    )
+
+
+class _MeanProbability(nn.Module):
+    """Members of any precision, their columns in one order, their probabilities averaged."""
+
+    def __init__(self, victims, orders):
+        super().__init__()
+        self.members = nn.ModuleList([victim.module for victim in victims])
+        self.dtypes = [victim.dtype for victim in victims]
+        self.orders = [torch.from_numpy(order) for order in orders]
+
+    def forward(self, x):
+        logits = [
+            two_logits(member(x.to(dtype)))[:, order.to(x.device)].to(x.dtype)
+            for member, dtype, order in zip(self.members, self.dtypes, self.orders, strict=True)
+        ]
+        return ensemble_logits(logits)
+
+
+def judges(estimators, values, y_true):
+    """Return the victims that `predict` needs, having checked that they know the labels."""
+    victims = [as_victim(estimator, access="labels") for estimator in estimators]
+    for victim in victims:
+        encode_labels(y_true, victim.learn_classes(values), "y")
+    return victims

@@ -11,6 +11,7 @@ documentation where the class docstring says ``%(shared_parameters)s`` and
 from __future__ import annotations
 
 import inspect
+import re
 
 
 class SharedParameters:
@@ -27,8 +28,15 @@ class SharedParameters:
             doc = inspect.cleandoc(cls.__doc__)
             for part in ("parameters", "attributes"):
                 text = inspect.cleandoc(getattr(cls, f"_shared_{part}_doc"))
-                doc = doc.replace(f"%(shared_{part})s", text)
+                doc = doc.replace(f"%(shared_{part})s", _without(text, doc))
             cls.__doc__ = doc
+
+
+def _without(text, doc):
+    """Leave out the entries of `text` that `doc` describes itself."""
+    entries = re.split(r"^(?=\w+ : )", text, flags=re.MULTILINE)
+    own = set(re.findall(r"^(\w+) : ", doc, flags=re.MULTILINE))
+    return "".join(e for e in entries if e.split(" : ")[0] not in own).rstrip()
 
 
 def _complete_signature(cls):

@@ -8,6 +8,7 @@ import inspect
 import pathlib
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
 
@@ -218,6 +219,8 @@ def test_documented_defaults_are_the_defaults(cls):
             assert said.rpartition(".")[2] == value.__name__
         elif isinstance(value, str):
             assert said == f'"{value}"'
+        elif isinstance(value, float) and "/" in said:
+            assert float(Fraction(said)) == value
         else:
             assert said == repr(value), parameter.name
         checked += 1

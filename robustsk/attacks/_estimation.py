@@ -9,13 +9,11 @@ from abc import abstractmethod
 import numpy as np
 import torch
 
-from ._search import MARGIN, Search
+from ._search import MARGIN, Search, parts, rounding
 from .base import check_count
 from .black_box import BaseBlackBoxAttack, Queries
 from .gradient import check_length
 
-#: Numbers in the points of one round; larger batches are attacked in parts.
-_ELEMENTS = 2**22
 BETA_1, BETA_2 = 0.9, 0.999
 
 
@@ -50,8 +48,7 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
             step_size = check_length(self.step_size, "step_size")
         queries = Queries(batch, self.max_queries)
         result = torch.empty_like(batch.x)
-        at_a_time = max(1, _ELEMENTS // max(1, 2 * n_draws * batch.x[0].numel()))
-        for rows in torch.arange(len(result), device=result.device).split(at_a_time):
+        for rows in parts(batch.x, 2 * n_draws):
             search = Search(batch, queries, rows)
             self._climb(search, n_draws, reach, step_size)
             search.finish()
@@ -145,7 +142,10 @@ def estimate_gradient(search, z, directions, length):
     pairs = torch.stack(pairs, 1)
     value = search.ask(pairs.flatten(1, 2)).unflatten(1, (n, 2))
     slope = torch.nan_to_num(value[:, :, 0] - value[:, :, 1], nan=0.0, posinf=0.0, neginf=0.0)
-    apart = pairs[:, :, 0] - pairs[:, :, 1]
+    # Adam would make a full step of what is nothing but rounding
+    slope = slope.masked_fill(slope.abs() <= rounding(value[:, :, 0]), 0.0)
+    # the projection may move other features as well, which says nothing about them
+    apart = (pairs[:, :, 0] - pairs[:, :, 1]).masked_fill(directions == 0, 0.0)
     gradient = torch.einsum("mn,mn...->m...", slope, apart) / (n * (2 * length) ** 2)
     return ball._to_unit(gradient)
 

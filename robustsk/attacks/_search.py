@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .objectives import OBJECTIVES
 
 #: What these attacks ascend: it is zero where the prediction changes, and scores give it directly.
 MARGIN = OBJECTIVES["cw"]
+#: Numbers in the points of one round; larger batches are searched in parts.
+_ELEMENTS = 2**22
+
+
+def parts(x, n_points):
+    """Return the rows of `x` in parts, for searches that ask about `n_points` at a time."""
+    size = max(1, _ELEMENTS // max(1, n_points * math.prod(x.shape[1:])))
+    return torch.arange(len(x), device=x.device).split(size)
 
 
 class Search:
@@ -114,3 +124,8 @@ class Search:
         """Bring `found` up to date."""
         self.found[self._place] = self.best
         self.found_value[self._place] = self.value
+
+
+def rounding(value):
+    """Return what margins of the size of `value` may differ by without meaning anything."""
+    return 64 * torch.finfo(value.dtype).eps * (1 + value.abs())

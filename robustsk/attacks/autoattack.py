@@ -700,7 +700,7 @@ def _fast_stages(norm, n_classes):
             alarm=True,
         ),
         Stage(
-            "Square", SquareAttack(norm=norm, max_queries=1000, rescale_schedule=True), 0.05,
+            "Square", SquareAttack(norm=norm, max_queries=1000), 0.05,
             spot_check=0.05, alarm=True,
         ),
     ]  # fmt: skip

@@ -596,7 +596,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             for start in range(0, len(X), batch_size):
                 rows = np.arange(start, min(start + batch_size, len(X)))
                 z, settled = attack_rows(rows, keep)
-                if keep == "first":
+                # asking again would cost more than was allowed
+                if keep == "first" and self.access not in ("scores", "labels"):
                     again = _prediction_changed(victim, z, settled).numpy()
                     if again.any():
                         settled[again] = attack_rows(rows[again], "worst", again=True)[1]

@@ -23,6 +23,8 @@ from .threat import _column
 
 #: What is left of the learning rate after the last step.
 _LAST_RATE = 0.01
+#: How close to the edge of the box the change of variable goes.
+_INSIDE = 1 - 1e-4
 
 
 class CarliniWagner(BaseMinimalAttack):
@@ -35,9 +37,8 @@ class CarliniWagner(BaseMinimalAttack):
     first term is ``sum_i max(|delta_i| - tau, 0)``; `tau` shrinks from round to
     round. Weights, `tau` and step lengths belong to each sample.
 
-    The box is kept by projection, the first of the three ways in Sec. V-B of
-    the paper. Its change of variable by `tanh` is slow where a pixel is black
-    or white: there the gradient vanishes.
+    The box is kept by projection or by a change of variable, the first and the
+    last of the three ways in Sec. V-B of the paper.
 
     Parameters
     ----------
@@ -64,6 +65,12 @@ class CarliniWagner(BaseMinimalAttack):
         the model were linear.
     abort_early : bool, default=True
         Whether to end the round of a sample whose loss has stopped falling.
+    variable : {"projection", "tanh"}, default="projection"
+        What is optimised: the perturbation, projected after each step, or the
+        `w` in ``x_adv = (low + high) / 2 + (high - low) / 2 * tanh(w)``, which
+        is always in the box. The latter is the choice of the paper; it needs
+        several times the steps where pixels are black or white, since there
+        its gradient vanishes. Without a box the perturbation is optimised.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -106,6 +113,7 @@ class CarliniWagner(BaseMinimalAttack):
         n_binary_steps=9,
         initial_const=None,
         abort_early=True,
+        variable="projection",
         **common,
     ):
         super().__init__(estimator, norm=norm, **common)
@@ -115,6 +123,7 @@ class CarliniWagner(BaseMinimalAttack):
         self.n_binary_steps = n_binary_steps
         self.initial_const = initial_const
         self.abort_early = abort_early
+        self.variable = variable
 
     def _resolve_objective(self, objective):
         return OBJECTIVES["cw"]
@@ -126,6 +135,8 @@ class CarliniWagner(BaseMinimalAttack):
         if self.learning_rate is not None:
             rate = check_positive(self.learning_rate, "learning_rate")
         rounds = check_count(self.n_binary_steps, "n_binary_steps")
+        if self.variable not in ("projection", "tanh"):
+            raise ValueError(f"variable must be 'projection' or 'tanh', got {self.variable!r}.")
         lacking, gradient = local_slope(batch, confidence)
         size = rate * torch.minimum(ratio(lacking, gradient.abs().sum(1)), widest(batch.ball))
         euclidean = batch.ball.norm == 2
@@ -184,6 +195,9 @@ class CarliniWagner(BaseMinimalAttack):
             lowest = torch.minimum(lowest, penalty.flatten(1).sum(1) + const * lacking)
             gain = _column(const * (lacking > 0), unit) * batch.ball._to_data(gradient)
             descent = descent - gain
+            smooth = self.variable == "tanh" and batch.ball.low is not None
+            if smooth:
+                descent = descent * batch.ball._to_unit(_tanh_slope(batch.ball, z))
 
             going = torch.ones_like(hit)
             if self.abort_early and step % every == 0:
@@ -208,9 +222,30 @@ class CarliniWagner(BaseMinimalAttack):
             scale = torch.sqrt(second / (1 - 0.999**step))
             tiny = 1e-6 * scale.flatten(1).amax(1) + torch.finfo(z.dtype).tiny
             direction = first / (1 - 0.9**step) / (scale + _column(tiny, z))
-            rate = _column(size * _LAST_RATE ** (step / self.n_steps), z)
-            z = batch.ball.clamp(batch.x + batch.ball._to_data(unit - rate * direction))
+            move = _column(size * _LAST_RATE ** (step / self.n_steps), z) * direction
+            if smooth:
+                z = batch.ball.clamp(_tanh_step(batch.ball, z, batch.ball._to_data(move)))
+            else:
+                z = batch.ball.clamp(batch.x + batch.ball._to_data(unit - move))
         return found
+
+
+def _tanh_slope(ball, z):
+    """Return the derivative of `z` with respect to the variable of which it is the tanh."""
+    half = (ball.high - ball.low) / 2
+    return half * (1 - _tanh(ball, z).square())
+
+
+def _tanh_step(ball, z, move):
+    """Move `z` by a step that has the length of `move` in the middle of the box."""
+    half = ((ball.high - ball.low) / 2).clamp_min(torch.finfo(z.dtype).tiny)
+    return ball.low + half + half * torch.tanh(torch.atanh(_tanh(ball, z)) - move / half)
+
+
+def _tanh(ball, z):
+    """Return where `z` is between -1 and 1, the edges of the box; never quite there."""
+    half = ((ball.high - ball.low) / 2).clamp_min(torch.finfo(z.dtype).tiny)
+    return ((z - ball.low) / half - 1).clamp(-_INSIDE, _INSIDE)
 
 
 class Threshold:

@@ -35,6 +35,8 @@ class JSMA(BaseMinimalAttack):
     norm : {0, "l0"}, default=0
         Norm in which the perturbation is measured: the number of features that
         change.
+    eps : int, default=None
+        Largest number of features that change. None means no limit.
     theta : float, default=None
         How far a feature moves at a time, in the units of the data; it may move
         again. None means to the edge of the box, once. Where there is no edge

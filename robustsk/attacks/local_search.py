@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ._search import MARGIN, Search
+from ._search import MARGIN, Search, parts, rounding
 from .base import check_count
 from .black_box import BaseBlackBoxAttack, Queries
 from .square import image_shape
 
-#: Jumps in the norms 2 and 1, in radii: the first, and the shortest.
+#: Jumps in the norms 2 and 1, in radii: the first, and the one after which to start over.
 LONGEST, SHORTEST = 0.5, 0.05
 
 
@@ -25,7 +25,8 @@ class LocalSearch(BaseBlackBoxAttack):
 
     In the inf norm a feature jumps to the edge of the ball. In the norms 2 and
     1 it jumps by half a radius, the others giving way where the ball ends; the
-    jumps of a sample are halved after a round without success.
+    jumps of a sample are halved after a round without success, and start over
+    when they are very short.
 
     Parameters
     ----------
@@ -97,69 +98,65 @@ class LocalSearch(BaseBlackBoxAttack):
         return MARGIN
 
     def _attack_batch(self, batch):
-        n_steps, n_candidates, n_kept, reach = (
+        for name in ("n_steps", "n_candidates", "n_kept", "reach"):
             check_count(getattr(self, name), name)
-            for name in ("n_steps", "n_candidates", "n_kept", "reach")
-        )
-        ball, shape = batch.ball, image_shape(batch.x.shape[1:])
-        movable = torch.ones(shape, device=batch.x.device)
-        if ball.weight is not None:
-            movable = (ball.weight > 0).reshape(shape).to(movable)
-        movable = movable.amax(0).flatten()
-        n_candidates = min(n_candidates, int(movable.sum())) if ball.radius else 0
-
         queries = Queries(batch, self.max_queries)
-        search = Search(batch, queries, torch.arange(len(batch.x), device=batch.x.device))
-        search.ask(batch.x)
+        result = torch.empty_like(batch.x)
+        for rows in parts(batch.x, self.n_candidates):
+            search = Search(batch, queries, rows)
+            search.ask(search.batch.x)
+            search.drop()
+            self._rounds(search)
+            search.finish()
+            result[rows] = search.found
+        return result
+
+    def _rounds(self, search):
+        ball, shape = search.batch.ball, image_shape(search.batch.x.shape[1:])
+        movable = torch.ones(shape).to(ball.x)
+        if ball.weight is not None:
+            movable = (ball.weight > 0).reshape(shape).to(ball.x)
+        movable = movable.amax(0).flatten()
+        n_candidates = min(self.n_candidates, int(movable.sum())) if ball.radius else 0
         # from anywhere in the ball, two radii lead to its edge
         length = torch.full_like(search.value, 2.0 if ball.norm == np.inf else LONGEST)
-        near = torch.zeros(len(batch.x), *shape[1:]).to(batch.x)
-        length, near = search.drop(length, near)
-        for step in range(n_steps):
+        near = torch.zeros(len(search), *shape[1:]).to(ball.x)
+        for step in range(self.n_steps):
             n = min(n_candidates, search.left - 1)
             if n < 1 or len(search) == 0:
                 break
-            ball, noise, z, before = (
-                search.batch.ball,
-                search.batch.noise,
-                search.best,
-                search.value,
-            )
+            noise, z, before = search.batch.noise, search.best.clone(), search.value
             # features near those kept come first, frozen ones last
             order = (noise.uniform(2 * step, shape[1:]) + near).flatten(1) * movable
             tried = order.topk(n, dim=1).indices
             signs = noise.uniform(2 * step + 1, (shape[0], n))
-            signs = torch.where(signs < 0.5, -length[:, None, None], length[:, None, None])
+            lengths = torch.where(signs < 0.5, -length[:, None, None], length[:, None, None])
             points = []
             for i in range(n):
                 one = slice(i, i + 1)
-                point = jump(ball, z, tried[:, one], signs[:, :, one], shape)
+                point = jump(search.batch.ball, z, tried[:, one], lengths[:, :, one], shape)
                 stays = (point == z).flatten(1).all(1)
                 if stays.any():
-                    signs[stays, :, one] *= -1
-                    point = jump(ball, z, tried[:, one], signs[:, :, one], shape)
+                    lengths[stays, :, one] *= -1
+                    point = jump(search.batch.ball, z, tried[:, one], lengths[:, :, one], shape)
                 points.append(point)
             value = search.ask(torch.stack(points, 1))
-            state = search.drop(z, before, value, tried, signs, length, near)
-            z, before, value, tried, signs, length, near = state
+            state = search.drop(z, before, value, tried, lengths, length, near)
+            z, before, value, tried, lengths, length, near = state
             if len(search) == 0:
                 break
-            value, best = value.topk(min(n_kept, n), dim=1)
-            # more than rounding, which would make results depend on the batch
-            rounding = 64 * torch.finfo(value.dtype).eps * (1 + before.abs())
-            kept = (value > (before + rounding)[:, None]).to(signs)
+            value, best = value.topk(min(self.n_kept, n), dim=1)
+            kept = (value > (before + rounding(before))[:, None]).to(z)
             tried = tried.gather(1, best)
-            signs = signs.gather(2, best[:, None].expand(-1, shape[0], -1)) * kept[:, None]
-            search.ask(jump(search.batch.ball, z, tried, signs, shape))
+            lengths = lengths.gather(2, best[:, None].expand(-1, shape[0], -1)) * kept[:, None]
+            search.ask(jump(search.batch.ball, z, tried, lengths, shape))
             near = torch.zeros_like(near).flatten(1).scatter(1, tried, kept).reshape(near.shape)
-            if len(batch.x[0].shape) > 1:
-                near = F.max_pool2d(near[:, None], 2 * reach + 1, 1, reach)[:, 0]
+            if z.ndim > 2:
+                near = F.max_pool2d(near[:, None], 2 * self.reach + 1, 1, self.reach)[:, 0]
             if ball.norm != np.inf:
-                shorter = (length / 2).clamp_min(SHORTEST)
+                shorter = torch.where(length > SHORTEST, length / 2, LONGEST)
                 length = torch.where(kept.any(1), length, shorter)
             length, near = search.drop(length, near)
-        search.finish()
-        return search.found
 
 
 def jump(ball, z, pixels, lengths, shape):

@@ -53,7 +53,7 @@ class NES(BaseEstimatedGradientAttack):
     References
     ----------
     Ilyas, Engstrom, Athalye and Lin (2018), "Black-box adversarial attacks with
-    limited queries and information", Section 2.1 and Algorithm 1.
+    limited queries and information", Algorithm 1.
 
     Examples
     --------

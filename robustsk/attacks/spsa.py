@@ -48,7 +48,7 @@ class SPSA(BaseEstimatedGradientAttack):
     References
     ----------
     Uesato, O'Donoghue, van den Oord and Kohli (2018), "Adversarial risk and the
-    dangers of evaluating against weak attacks", Section 4.1 and Algorithm 1.
+    dangers of evaluating against weak attacks", Algorithm 1.
 
     Spall (1992), "Multivariate stochastic approximation using a simultaneous
     perturbation gradient approximation".

@@ -35,7 +35,7 @@ class SquareAttack(BaseBlackBoxAttack):
     the attack goes on; the change is kept if the margin of the model does not
     fall. In the inf norm a window is set to one corner of the ball per channel;
     in the others, what is left of the radius and the mass of a second window
-    are moved into it.
+    (of tables in the 2-norm: a part of it) are moved into it.
 
     Images of shape (channels, height, width) are attacked by squares, tables
     by runs of neighbouring features. Frozen features take no place in a window.
@@ -68,14 +68,16 @@ class SquareAttack(BaseBlackBoxAttack):
     -----
     Every sample has windows of its own, so its result does not depend on the
     batch it is in. A window that would change nothing, as half of those of a
-    single grey pixel, is turned to the other corner instead of being asked.
+    single grey pixel, is turned to the other corner instead of being asked; and
+    what the box cuts off a perturbation in the norms 2 and 1, as on a black
+    background, is made up for by stretching the rest.
 
     References
     ----------
     Andriushchenko, Croce, Flammarion and Hein (2020), "Square attack: a
     query-efficient black-box adversarial attack via random search", Algorithms
     1 to 3. Norm 1: Croce and Hein (2021), "Mind the box: l1-APGD for sparse
-    adversarial attacks on image classifiers", Section 5.
+    adversarial attacks on image classifiers".
 
     Examples
     --------
@@ -371,19 +373,28 @@ def mass_proposal(batch, windows, z, share, drawn):
     """Move the mass of two windows, and what is left of the radius, into a bump in the first."""
     ball, channels = batch.ball, windows.shape[0]
     norm = ball.norm
+    on_image = windows.shape[1] > 1
     # on a table a window of one feature is of use, on an image three pixels are the least
-    sides = windows.sides(share, odd=windows.shape[1] > 1)
+    sides = windows.sides(share, odd=on_image)
     index = windows.index(drawn[:, :2], sides)
     other = windows.mask(drawn[:, 2:4], sides)
     unit = windows.images(ball._to_unit(z - ball.x))
     before = _mass(unit, norm)
     taken = unit[index]
     hill = hills(*sides, norm).to(unit)[(drawn[:, 4] < 0.5).long()][:, None]
-    hill = hill * _signs(drawn[:, N_PLACED:])[:, :, None, None]
-    shape = _normalised(hill, norm) + _normalised(taken, norm)
-    unit = unit.masked_fill(other, 0.0)
+    hill = _normalised(hill * _signs(drawn[:, N_PLACED:])[:, :, None, None], norm)
+    shape = hill + _normalised(taken, norm)
+    if on_image or norm == 1:
+        unit = unit.masked_fill(other, 0.0)
+    else:
+        # all or nothing would be too coarse for the few features of a table
+        unit = torch.where(other, unit * drawn[:, 4, None, None, None], unit)
     unit[index] = 0.0
     after = _mass(unit, norm)
+    # what cancels out but for rounding, e.g. in a window of one feature, leaves its mass to others
+    cancelled = (_mass(shape, norm) <= 1e-6)[..., None, None]
+    alone = (after.sum(1) == 0)[:, None, None, None]
+    shape = torch.where(cancelled, hill * alone, shape)
     unused = (_radius(ball) ** norm - before.sum(1, keepdim=True)).clamp_min(0) / channels
     available = ((before - after).clamp_min(0) + unused).pow(1 / norm)
     unit[index] = _normalised(shape, norm) * available[:, :, None, None]

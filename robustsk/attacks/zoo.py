@@ -54,7 +54,7 @@ class ZOO(BaseEstimatedGradientAttack):
     ----------
     Chen, Zhang, Sharma, Yi and Hsieh (2017), "ZOO: zeroth order optimization
     based black-box attacks to deep neural networks without training substitute
-    models", Section 3.3 and Algorithm 2.
+    models", Algorithm 2.
 
     Examples
     --------

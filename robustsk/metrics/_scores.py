@@ -230,7 +230,7 @@ class RobustAccuracy:
 
     def __str__(self):
         return (
-            f"{self.accuracy:.3f} ({self.confidence:.0%} interval {self.low:.3f} to "
+            f"{self.accuracy:.3f} ({100 * self.confidence:g}% interval {self.low:.3f} to "
             f"{self.high:.3f}, n={self.n_samples})"
         )
 

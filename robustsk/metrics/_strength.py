@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,7 +13,8 @@ from ..attacks.base import check_attack, check_count
 from ._scores import score_adversarial
 
 
-class MatchedStrength(NamedTuple):
+@dataclass(frozen=True)
+class MatchedStrength:
     """The perturbation size at which two attacks are equally strong.
 
     Attributes

@@ -105,6 +105,20 @@ class TestDistance:
         assert np.quantile(ratio, 0.85) < CLOSE[norm][1]
         assert np.all(np.isinf(info["distance"][~reachable]))
 
+    def test_change_of_variable(self, norm, linear):
+        net, X, _ = linear
+        y = logits(net, X).argmax(1)
+        exact, found = (
+            CarliniWagner(net, norm=norm, clip=(0, 1), **parameters).generate(
+                X, y, return_info=True
+            )[1]["distance"]
+            for parameters in ({}, {"variable": "tanh", "n_steps": 400})
+        )
+        reachable = np.isfinite(exact)
+        ratio = found[reachable] / exact[reachable]
+        assert np.median(ratio) < 1.02
+        assert np.mean(ratio < 1.1) > 0.8
+
     def test_targeted(self, norm, linear):
         net, X, y = linear
         target = (y + 1) % 4
@@ -204,6 +218,20 @@ def test_settings_and_their_effect(norm, images):
     assert median(abort_early=False, n_steps=60) < 1.05 * best
 
 
+@pytest.mark.parametrize("norm", [2.0, np.inf])
+def test_another_class_where_the_best_one_is_out_of_reach(norm):
+    # class 1 is the most likely wrong one everywhere but for x_1 close to 1, and never wins
+    net = nn.Linear(2, 3).double().requires_grad_(False)
+    net.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, -1.5], [0.0, 4.0]]))
+    net.bias.copy_(torch.tensor([3.0, 1.5, 0.0]))
+    X = np.array([[0.5, 0.05], [0.2, 0.1]])
+    y = np.zeros(2, int)
+    assert_array_equal(logits(net, X).argsort(1)[:, ::-1][:, :2], [[0, 1]] * 2)
+    X_adv, info = CarliniWagner(net, norm=norm, clip=(0, 1)).generate(X, y, return_info=True)
+    assert_array_equal(logits(net, X_adv).argmax(1), 2)
+    assert_allclose(info["distance"], 0.75 - X[:, 1], rtol=0.02)
+
+
 def test_stopping_early_saves_work(images):
     X, y = torch.tensor(images.X[:10]), torch.tensor(images.y[:10])
 
@@ -214,7 +242,9 @@ def test_stopping_early_saves_work(images):
 
     with torch.no_grad():
         n = int((images.net(X).argmax(1) == y).sum())  # the others need no attack
-    assert gradients() < gradients(abort_early=False) == n * (1 + 9 * 60)
+    assert gradients(abort_early=False) == n * (1 + 9 * 60)
+    # once all features are below tau and the sample is adversarial there is nothing to fall
+    assert gradients(norm=np.inf) < 0.9 * gradients(norm=np.inf, abort_early=False)
     assert gradients("first", eps=5.0) < 0.2 * gradients(eps=5.0)
 
 
@@ -249,6 +279,7 @@ def test_samples_without_a_gradient_come_back(linear):
         ({"learning_rate": 0.0}, "learning_rate must be a finite number larger than 0, got 0"),
         ({"initial_const": -2}, "initial_const must be a finite number larger than 0, got -2"),
         ({"norm": 1}, "norm=1 is not supported; use one of 2, inf"),
+        ({"variable": "sigmoid"}, "variable must be 'projection' or 'tanh', got 'sigmoid'"),
     ],
 )
 def test_bad_settings(settings, message, linear):

@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import pathlib
 import platform
+import sys
 import time
 
 import numpy as np
@@ -117,6 +118,9 @@ def ours(args):
 
 def peer(args):
     """Return a function that runs a part of the public implementation, or None."""
+    # this script has the name of the package
+    here = pathlib.Path(__file__).resolve().parent
+    sys.path[:] = [p for p in sys.path if pathlib.Path(p or ".").resolve() != here]
     if importlib.util.find_spec("autoattack") is None:
         print("The package `autoattack` is not installed: its columns are left out.")
         return None

@@ -30,6 +30,8 @@ class DRA(BaseGradientAttack):
         The model to attack. A fitted estimator in a pipeline that will be
         cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
         `fit` fits a standardised logistic regression as a surrogate.
+    norm : {1, "l1"}, default=1
+        Norm in which the perturbation is measured.
     proportion : float, default=1/3
         Share of the features that a step changes, in [0, 1].
     n_steps : int, default=5

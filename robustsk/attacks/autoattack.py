@@ -51,7 +51,7 @@ class Stage:
     attack : BaseAttack
     fraction : float, default=1.0
         Share of the survivors that is attacked: those closest to being fooled.
-    at_least : int, default=32
+    at_least : int, default=8
         Smallest number of samples that `fraction` may mean.
     spot_check : float, default=0.0
         Share of the other survivors that is attacked as well.
@@ -64,7 +64,7 @@ class Stage:
     name: str
     attack: BaseAttack
     fraction: float = 1.0
-    at_least: int = 32
+    at_least: int = 8
     spot_check: float = 0.0
     sample: int | None = None
     alarm: bool = False

@@ -139,7 +139,7 @@ class SecureRegions:
     frequency : ndarray of shape (2, ..., 2)
         One axis per member: share of samples with each pattern of members that
         are right (1) and wrong (0), on examples against the ensemble. With two
-        members ``frequency[1, 0]`` is |S10|.
+        members ``frequency[1, 0]`` is ``|S10|``.
     ensemble_accuracy : float
         Accuracy of the ensemble on the same examples, a(en, en).
     transfer : ndarray of shape (n_members, n_members) or None
@@ -201,12 +201,12 @@ class SecureRegions:
 
     @property
     def all_secure(self) -> float:
-        """Share of samples on which all members are right, |S1...1|."""
+        """Share of samples on which all members are right, ``|S1...1|``."""
         return float(self.frequency.flat[-1])
 
     @property
     def all_insecure(self) -> float:
-        """Share of samples on which all members are wrong, |S0...0|."""
+        """Share of samples on which all members are wrong, ``|S0...0|``."""
         return float(self.frequency.flat[0])
 
     @property

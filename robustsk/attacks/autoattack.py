@@ -451,11 +451,12 @@ class AutoAttack(BaseAttack):
             index = encode_labels(check_labels(y), victim.classes, "y")
             check_consistent_length(X, index)
         labels = victim.classes[index]
-        target = self._target_index(X, index, victim)
+        state = _State(X, self._fingerprint(X, index, victim, seed), seed, self.state_path)
+        seed = state.seed
+        target = self._target_index(X, index, victim, seed)
         settings = {name: getattr(self, name) for name in _SHARED}
         if target is not None:
             settings["target"] = victim.classes[target]
-        state = _State(X, self._fingerprint(X, index, victim, seed), self.state_path)
 
         def attack_rows(attack, number, rows):
             attack = restrict_targets(attack._with(**settings, random_state=seed + number), rows)
@@ -482,7 +483,7 @@ class AutoAttack(BaseAttack):
             self._cascade(stages, attack_rows, seed, state, victim, n_classes)
         return state
 
-    def _target_index(self, X, index, victim):
+    def _target_index(self, X, index, victim, seed):
         """Return the class to reach for every sample, decided on the clean predictions."""
         if self.target is None:
             return None
@@ -491,7 +492,7 @@ class AutoAttack(BaseAttack):
             others = logits.scatter(1, torch.from_numpy(index)[:, None], np.inf)
             if self.target == "least_likely":
                 return others.argmin(1).numpy()
-            noise = SampleNoise(torch.from_numpy(np.ascontiguousarray(X)), self._draw_seed())
+            noise = SampleNoise(torch.from_numpy(np.ascontiguousarray(X)), seed)
             drawn = (noise.scalar(7919).double() * (logits.shape[1] - 1)).long().numpy()
             return drawn + (drawn >= index)
         if np.ndim(self.target) == 1:
@@ -501,8 +502,14 @@ class AutoAttack(BaseAttack):
 
     def _fingerprint(self, X, index, victim, seed):
         """Return what must be equal for a state to be continued."""
-        own = {n: v for n, v in self.get_params(deep=False).items() if n not in _WITHOUT_EFFECT}
-        digest = hashlib.sha256(repr((sorted(own.items()), X.shape, X.dtype, seed)).encode())
+        own = {
+            name: value.tobytes() if isinstance(value, np.ndarray) else value
+            for name, value in sorted(self.get_params(deep=False).items())
+            if name not in _WITHOUT_EFFECT
+        }
+        # with any randomness allowed, that of the first part of the run is as good as another
+        seed = None if self.random_state is None else seed
+        digest = hashlib.sha256(repr((own, X.shape, X.dtype, seed)).encode())
         for array in (np.ascontiguousarray(X), index, victim.logits(X[:16]).numpy().round(3)):
             digest.update(array.tobytes())
         return digest.hexdigest()
@@ -544,8 +551,8 @@ class AutoAttack(BaseAttack):
 class _State:
     """What has been achieved so far, kept in a file if there is one."""
 
-    def __init__(self, X, fingerprint, path):
-        self.fingerprint, self.path = fingerprint, path
+    def __init__(self, X, fingerprint, seed, path):
+        self.fingerprint, self.seed, self.path = fingerprint, seed, path
         self.X_adv = X.copy()
         self.stage = np.full(len(X), -1)
         self.margin = np.full(len(X), -np.inf)
@@ -597,6 +604,7 @@ class _State:
             np.savez(
                 file,
                 fingerprint=self.fingerprint,
+                seed=self.seed,
                 X_adv=self.X_adv,
                 stage=self.stage,
                 margin=self.margin,
@@ -618,7 +626,7 @@ class _State:
                 )
             self.X_adv, self.stage, self.margin = kept["X_adv"], kept["stage"], kept["margin"]
             self.log = [StageResult(**entry) for entry in json.loads(str(kept["log"]))]
-            self.position = int(kept["position"])
+            self.seed, self.position = int(kept["seed"]), int(kept["position"])
             self.todo = kept["todo"] if self.position >= 0 else None
             self.fooled, self.counts = int(kept["fooled"]), kept["counts"]
 

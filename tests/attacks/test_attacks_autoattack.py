@@ -279,6 +279,16 @@ def test_an_interrupted_run_goes_on(digits, tmp_path, budget, monkeypatch):
         AutoAttack(net, state_path=path, **common).evaluate(X[::-1].copy(), y[::-1].copy())
 
 
+def test_a_run_without_a_seed_goes_on_with_the_one_it_began_with(digits, tmp_path):
+    net, X, y = digits
+    attacks = [PGD(n_steps=3), PGD(n_steps=9)]
+    common = {"version": "custom", "attacks": attacks, "state_path": tmp_path / "state.npz"}
+    common |= {"eps": 0.06, "clip": (0, 1), "random_state": None}
+    first = AutoAttack(net, **common).evaluate(X, y)
+    again = AutoAttack(net, **common).evaluate(X, y)
+    assert_array_equal(again.X_adv, first.X_adv)
+
+
 # --- models that mislead -------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import torch
 from .._containers import to_array
 from .black_box import BaseBlackBoxAttack, Queries, check_count
 from .minimal import BaseMinimalAttack
+from .threat import _column
 
 #: Points asked about on each ray that leaves a sample, at these shares of its length.
 ON_BOUNDED_RAY = tuple(k / 8 for k in range(1, 9))
@@ -92,11 +93,6 @@ def ready(closest, queries, needed=1):
     return rows[(closest.distance[rows] < torch.inf) & (queries.left[rows] >= needed)]
 
 
-def column(values, like):
-    """Return one number per sample in a shape that multiplies samples."""
-    return values.reshape(-1, *([1] * (like.ndim - 1)))
-
-
 def directions(noise, stream, n_draws):
     """Return normal numbers, shape (n_draws, n, ...).
 
@@ -131,11 +127,11 @@ def shrink(ball, z, level):
     """
     unit = ball._to_unit(z - ball.x)
     if ball.norm == np.inf:
-        limit = column(level, unit)
+        limit = _column(level, unit)
         unit = torch.maximum(torch.minimum(unit, limit), -limit)
     else:
         distance = ball.distance(z).clamp_min(torch.finfo(z.dtype).tiny)
-        unit = unit * column((level / distance).clamp_max(1.0), unit)
+        unit = unit * _column((level / distance).clamp_max(1.0), unit)
     return ball.clamp(ball.x + ball._to_data(unit))
 
 
@@ -215,7 +211,7 @@ def _end_of_ray(batch, number, restart):
     size = torch.sqrt((unit**2).mean(1))
     size = torch.where(size > 0, size, torch.ones_like(size))
     drawn = batch.noise.normal(stream) * (-1 if mirrored else 1)
-    return ball.x + ball._to_data(_OPEN_RAY * column(size, drawn) * drawn), False
+    return ball.x + ball._to_data(_OPEN_RAY * _column(size, drawn) * drawn), False
 
 
 def ask_on_ray(closest, queries, rows, end, shares):

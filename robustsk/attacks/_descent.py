@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .threat import _column
+
 #: Finished samples are dropped from the batch once they are this share of it:
 #: copying the survivors costs less than computing the finished ones again.
 _COMPACT_AT = 0.25
@@ -84,7 +86,7 @@ def _steps(batch, stream, *, n_steps, step_size, random_start, start_std, moment
 
 def _accumulate(velocity, gradient, momentum):
     size = gradient.flatten(1).abs().sum(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    gradient = gradient / size.reshape(-1, *([1] * (gradient.ndim - 1)))
+    gradient = gradient / _column(size, gradient)
     return gradient if velocity is None else momentum * velocity + gradient
 
 

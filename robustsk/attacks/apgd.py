@@ -14,7 +14,7 @@ from .base import check_count
 from .gradient import BaseGradientAttack, check_length
 from .multi_targeted import aim, wrong_classes
 from .objectives import OBJECTIVES
-from .threat import project_l1, project_l1_box
+from .threat import _column, project_l1, project_l1_box
 
 #: Finished samples are dropped once they are this share of the batch. A run is long and carries
 #: a dozen tensors: copying them costs less than one step with these samples in it.
@@ -208,10 +208,6 @@ class APGD(BaseGradientAttack):
                 )
                 warm = True
         return z, fooled, logits
-
-
-def _column(values, like):
-    return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
 def _direction(batch, stream):

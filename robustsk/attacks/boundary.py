@@ -11,12 +11,12 @@ from ._decision import (
     approach,
     ask,
     ask_draws,
-    column,
     directions,
     length,
     ready,
 )
 from .base import check_count
+from .threat import _column
 
 #: Every so many rounds the steps around the sample are judged by themselves.
 _SPHERE_EVERY = 5
@@ -105,7 +105,7 @@ class BoundaryAttack(BaseDecisionAttack):
             moved = _walk_around(unit, drawn, around[rows])
             judged_alone = number % _SPHERE_EVERY == 0
             if not judged_alone:
-                moved = moved * column(1 - towards[rows], unit)
+                moved = moved * _column(1 - towards[rows], unit)
             points = ball.clamp(ball.x + ball._to_data(moved))
             # the last round may be a smaller one
             allowed = torch.arange(n_draws, device=rows.device)[:, None] < queries.left[rows]
@@ -141,6 +141,6 @@ def _walk_around(unit, drawn, size):
     steps = torch.logspace(-2, 2, len(drawn), base=2, dtype=unit.dtype, device=unit.device)
     if len(drawn) == 1:
         steps = torch.ones_like(steps)
-    steps = steps.reshape(-1, *([1] * unit.ndim)) * column(size, unit) * distance
+    steps = steps.reshape(-1, *([1] * unit.ndim)) * _column(size, unit) * distance
     moved = unit + steps * drawn / length(drawn, unit.ndim)
     return moved * distance / length(moved, unit.ndim)

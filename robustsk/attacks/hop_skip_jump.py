@@ -8,8 +8,10 @@ import math
 import numpy as np
 import torch
 
-from ._decision import BaseDecisionAttack, approach, ask, column, directions, length, ready, shrink
+from ._decision import BaseDecisionAttack, approach, ask, directions, length, ready, shrink
+from ._estimation import count_movable
 from .base import check_count
+from .threat import _column
 
 _ELEMENTS_AT_A_TIME = 2**23
 _HALVINGS = 10
@@ -85,7 +87,7 @@ class HopSkipJump(BaseDecisionAttack):
 
     def _come_closer(self, closest, queries):
         ball = closest.batch.ball
-        n_features = closest.z[0].numel() if ball.weight is None else int((ball.weight > 0).sum())
+        n_features = count_movable(ball)
         n_initial = min(check_count(self.n_initial, "n_initial"), max(4, self.max_queries // 10))
         probe_size = self._probe_size(n_features)
         # far finer than the probes are apart
@@ -146,7 +148,7 @@ class HopSkipJump(BaseDecisionAttack):
             if len(todo) == 0:
                 break
             ball = closest.batch.ball.select(rows[todo])
-            z = start[todo] + ball._to_data(column(size[todo], start) * inward[todo])
+            z = start[todo] + ball._to_data(_column(size[todo], start) * inward[todo])
             z = shrink(ball, ball.clamp(z), distance[todo] * (1 - tolerance))
             fooled = queries.fooled(z, rows[todo])
             closest.update(z, fooled, rows[todo])

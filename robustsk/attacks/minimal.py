@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 
 from .base import BaseAttack
+from .threat import _column
 
 
 class Closest:
@@ -83,9 +84,7 @@ class BaseMinimalAttack(BaseAttack):
         if len(todo):
             closest = Closest(batch.select(todo))
             self._search(closest.batch, closest)
-            result[todo] = torch.where(
-                closest.solved.reshape(-1, *([1] * (result.ndim - 1))), closest.z, result[todo]
-            )
+            result[todo] = torch.where(_column(closest.solved, result), closest.z, result[todo])
             batch.info["distance"][todo] = torch.where(closest.solved, closest.distance, torch.inf)
             for name, values in closest.batch.info.items():
                 whole = torch.zeros((len(result), *values.shape[1:]), dtype=values.dtype)

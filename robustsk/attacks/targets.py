@@ -167,12 +167,6 @@ class Victim:
                 stacklevel=5,
             )
 
-    def with_module(self, module):
-        """Return this victim with another module in its place."""
-        other = copy.copy(self)
-        other.module = module
-        return other
-
     def to(self, device):
         """Return this victim on `device`; the user's model is never moved."""
         if device is None or torch.device(device) == self.device:

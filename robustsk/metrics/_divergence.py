@@ -16,7 +16,7 @@ from .._containers import check_labels, to_array
 from ..attacks import PGD, BaseAttack
 from ..attacks.base import check_attack, check_count, learn_bounds
 from ..attacks.targets import as_victim
-from ..attacks.threat import check_norm
+from ..attacks.threat import _column, check_norm
 from ..models import get_classifier
 from ._craft import check_samples, combined_victim, craft
 
@@ -425,7 +425,7 @@ class _SlopeAscent(PGD):
                     # no gradient leads away from the sample, where clipping can put a start
                     stream = 10_000 + run * (n_steps + 1) + step
                     fresh = batch.ball.random_start("uniform", batch.noise, stream, 0.0)
-                    z = torch.where(near.reshape(-1, *([1] * (z.ndim - 1))), fresh, z)
+                    z = torch.where(_column(near, z), fresh, z)
         batch.info["slope"] = best
         return batch.x.clone()
 

@@ -21,7 +21,15 @@ from ..losses import margin
 from ._margin import MarginPGD
 from ._noise import SampleNoise
 from .apgd import APGD
-from .base import BaseAttack, check_attack, check_count, encode_labels, restrict_targets
+from .base import (
+    BY_PREDICTION,
+    BaseAttack,
+    check_attack,
+    check_count,
+    choose_target,
+    encode_labels,
+    restrict_targets,
+)
 from .eot import EOT
 from .fab import FAB
 from .square import SquareAttack
@@ -487,14 +495,10 @@ class AutoAttack(BaseAttack):
         """Return the class to reach for every sample, decided on the clean predictions."""
         if self.target is None:
             return None
-        if isinstance(self.target, str) and self.target in ("least_likely", "random"):
+        if isinstance(self.target, str) and self.target in BY_PREDICTION:
             logits = _in_batches(victim, X, self.batch_size)
-            others = logits.scatter(1, torch.from_numpy(index)[:, None], np.inf)
-            if self.target == "least_likely":
-                return others.argmin(1).numpy()
             noise = SampleNoise(torch.from_numpy(np.ascontiguousarray(X)), seed)
-            drawn = (noise.scalar(7919).double() * (logits.shape[1] - 1)).long().numpy()
-            return drawn + (drawn >= index)
+            return choose_target(self.target, logits, torch.from_numpy(index), noise).numpy()
         if np.ndim(self.target) == 1:
             check_consistent_length(X, self.target)
         target = encode_labels(self.target, victim.classes, "target")

@@ -323,7 +323,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def _complete(self, batch):
         """Fill in what depends on the clean prediction."""
-        by_prediction = isinstance(self.target, str) and self.target in _BY_PREDICTION
+        by_prediction = isinstance(self.target, str) and self.target in BY_PREDICTION
         if batch.y is None or batch.objective.needs_clean or by_prediction:
             with torch.no_grad():
                 batch.clean_logits = batch.victim(batch.x)
@@ -332,13 +332,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         if self.target is None:
             return
         if by_prediction:
-            others = batch.clean_logits.scatter(1, batch.y[:, None], np.inf)
-            if self.target == "least_likely":
-                batch.target = others.argmin(1)
-            else:
-                n_others = batch.clean_logits.shape[1] - 1
-                drawn = (batch.noise.scalar(7919) * n_others).long().clamp_max(n_others - 1)
-                batch.target = drawn + (drawn >= batch.y)
+            batch.target = choose_target(self.target, batch.clean_logits, batch.y, batch.noise)
             return
         target = encode_labels(self.target, batch.victim.classes, "target")
         batch.target = torch.as_tensor(target, device=batch.x.device).expand(len(batch.x))
@@ -609,7 +603,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """Raise where a sample is to become what it is."""
         if y is None or self.target is None or np.shape(self.target) not in ((), np.shape(y)):
             return
-        if isinstance(self.target, str) and self.target in _BY_PREDICTION:
+        if isinstance(self.target, str) and self.target in BY_PREDICTION:
             return
         classes = victim.learn_classes(X)
         target = encode_labels(self.target, classes, "target")
@@ -663,7 +657,16 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
 _FLOATS = [np.float64, np.float32]
 #: Targets that depend on the clean prediction.
-_BY_PREDICTION = ("least_likely", "random")
+BY_PREDICTION = ("least_likely", "random")
+
+
+def choose_target(target, logits, y, noise):
+    """Return the class that "least_likely" or "random" means for each sample, shape (n,)."""
+    if target == "least_likely":
+        return logits.scatter(1, y[:, None], np.inf).argmin(1)
+    n_others = logits.shape[1] - 1
+    drawn = (noise.scalar(7919) * n_others).long().clamp_max(n_others - 1)
+    return drawn + (drawn >= y)
 
 
 def check_count(value, name):

@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array
 
 from .._containers import to_array
-from .base import _BY_PREDICTION, check_count
+from .base import BY_PREDICTION, check_count
 from .targets import as_victim, check_victim_fitted
 from .wrapper import BaseWrapper, SeenVictim
 
@@ -134,7 +134,7 @@ class TransferAttack(BaseWrapper):
             surrogate = inner._see(_InTermsOf(known, batch.victim), 0)
             keep = "last" if batch.keep == "last" else "worst"
             batch = replace(batch, victim=surrogate, keep=keep, clean_logits=None)
-            if isinstance(self.target, str) and self.target in _BY_PREDICTION:
+            if isinstance(self.target, str) and self.target in BY_PREDICTION:
                 self._complete(batch)
             elif batch.objective.needs_clean:
                 with torch.no_grad():

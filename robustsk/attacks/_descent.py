@@ -9,8 +9,11 @@ import torch
 from .threat import _column
 
 #: Finished samples are dropped from the batch once they are this share of it:
-#: copying the survivors costs less than computing the finished ones again.
-_COMPACT_AT = 0.25
+#: copying the survivors costs less than one more step with the finished ones.
+_COMPACT_AT = 0.05
+#: Numbers in the samples up to which runs share a batch on a CPU, and samples on a GPU. Beyond
+#: that a larger batch takes as much longer as it is larger.
+_ROOM, _ROOM_ON_GPU = 2**16, 512
 
 
 def descend(
@@ -52,29 +55,61 @@ def descend(
         "momentum": momentum,
     }
     if batch.keep == "last" and runs == 1:
-        return _steps(batch, 0, **options)
+        z = batch.ball.random_start(random_start, batch.noise, 0, start_std)
+        return _advance(batch, z, n_steps, step_size, momentum)
     best = batch.x.clone()
     best_value = torch.full((len(best),), -torch.inf, device=best.device, dtype=best.dtype)
     solved = torch.zeros(len(best), dtype=torch.bool, device=best.device)
-    for run in range(runs):
+    run = 0
+    while run < runs:
         todo = torch.arange(len(best), device=best.device)
         if batch.keep == "first":
             todo = todo[~solved]
         if len(todo) == 0:
             break
-        whole = len(todo) == len(best)
-        z, fooled, value = _run(batch if whole else batch.select(todo), run, **options)
-        # the first run that fools the victim wins, and before that the highest objective
-        better = ~solved[todo] & (fooled | (value > best_value[todo]))
-        kept = todo[better]
-        best[kept], best_value[kept] = z[better], value[better]
-        solved[todo] |= fooled
+        part = batch if len(todo) == len(best) else batch.select(todo)
+        count = n_together(part.x, runs - run) if run else 1
+        found = _run(part, range(run, run + count), **options)
+        run += count
+        for z, fooled, value in zip(*(result.split(len(todo)) for result in found), strict=True):
+            # the first run that fools the victim wins, and before that the highest objective
+            better = ~solved[todo] & (fooled | (value > best_value[todo]))
+            kept = todo[better]
+            best[kept], best_value[kept] = z[better], value[better]
+            solved[todo] |= fooled
     return best
 
 
-def _steps(batch, stream, *, n_steps, step_size, random_start, start_std, momentum):
-    """Run all steps and return the last iterate: forward and input gradient, nothing else."""
-    z = batch.ball.random_start(random_start, batch.noise, stream, start_std)
+def n_together(x, n_runs):
+    """Return how many of the runs that are left should share one batch.
+
+    A device is hardly busy with a few samples. The first run is best made alone:
+    most samples that can be fooled fall in it.
+    """
+    room = _ROOM_ON_GPU if x.is_cuda else _ROOM // max(1, x[:1].numel())
+    return max(1, min(n_runs, room // len(x)))
+
+
+def repeat(batch, count):
+    """Return the batch `count` times over, one after the other."""
+    if count == 1:
+        return batch
+    return batch.select(torch.arange(len(batch.x), device=batch.x.device).repeat(count))
+
+
+def settled(hit, n_samples):
+    """Return which rows need no more work in evaluation, where runs share a batch.
+
+    That is those that have fooled the victim, and the same samples in later
+    runs; an earlier run goes on, so that it is the first one that counts.
+    """
+    if len(hit) == n_samples:
+        return hit
+    return hit.reshape(-1, n_samples).cumsum(0).reshape(-1) > 0
+
+
+def _advance(batch, z, n_steps, step_size, momentum):
+    """Take all steps and return the last iterate: forward and input gradient, nothing else."""
     velocity = None
     for _ in range(n_steps):
         _, _, gradient = batch.value_and_gradient(z)
@@ -90,24 +125,29 @@ def _accumulate(velocity, gradient, momentum):
     return gradient if velocity is None else momentum * velocity + gradient
 
 
-def _run(batch, stream, **options):
-    """Return the result of one run, where it fools the victim, and its objective."""
+def _run(batch, streams, *, n_steps, step_size, random_start, start_std, momentum):
+    """Return the results of some runs, where they fool the victim, and their objectives."""
+    n_samples = len(batch.x)
+    z = torch.cat(
+        [batch.ball.random_start(random_start, batch.noise, s, start_std) for s in streams]
+    )
+    batch = repeat(batch, len(streams))
     if batch.keep != "last":
-        return _tracked(batch, stream, **options)
-    z = _steps(batch, stream, **options)
+        has_moved = random_start != "none"
+        return _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum)
+    z = _advance(batch, z, n_steps, step_size, momentum)
     with torch.no_grad():
         value = batch.value(batch.victim(z)).to(z.dtype)
     return z, torch.zeros(len(z), dtype=torch.bool, device=z.device), value
 
 
-def _tracked(batch, stream, *, n_steps, step_size, random_start, start_std, momentum):
-    """Run the steps and watch for iterates that fool the victim."""
-    z = batch.ball.random_start(random_start, batch.noise, stream, start_std)
+def _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
+    """Take the steps and watch for iterates that fool the victim."""
     result = z.clone()
     hit = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     alive = torch.arange(len(z), device=z.device)
     velocity = None
-    if batch.keep == "worst" and random_start != "none":
+    if batch.keep == "worst" and has_moved:
         # a clean error is a success as well, and is not in the path of a random start
         with torch.no_grad():
             hit = batch.fooled(batch.victim(batch.x))
@@ -116,12 +156,15 @@ def _tracked(batch, stream, *, n_steps, step_size, random_start, start_std, mome
     for _ in range(n_steps):
         logits, _, gradient = batch.value_and_gradient(z)
         now = batch.fooled(logits)
-        if batch.keep == "first":
+        if batch.keep == "worst":
+            # not an index in sight that the host would have to know
+            result = torch.where(_column(now, z), z, result)
+            hit |= now
+        else:
             now = now & ~hit[alive]
-        result[alive[now]] = z[now]
-        hit[alive[now]] = True
-        if batch.keep == "first":
-            left = ~hit[alive]
+            result[alive[now]] = z[now]
+            hit[alive[now]] = True
+            left = ~settled(hit, n_samples)[alive]
             n_left = int(left.sum())
             if n_left == 0:
                 alive = alive[left]

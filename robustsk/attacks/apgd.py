@@ -10,15 +10,13 @@ from dataclasses import replace
 import torch
 
 from ..losses import margin
+from ._descent import _COMPACT_AT, n_together, repeat, settled
 from .base import check_count
 from .gradient import BaseGradientAttack, check_length
 from .multi_targeted import aim, wrong_classes
 from .objectives import OBJECTIVES
 from .threat import _column, project_l1, project_l1_box
 
-#: Finished samples are dropped once they are this share of the batch. A run is long and carries
-#: a dozen tensors: copying them costs less than one step with these samples in it.
-_COMPACT_AT = 0.05
 #: Radii of the 1-norm schedule, and the share of the steps spent in each.
 _LARGE_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 #: Length of the perturbation, in radii, that is projected onto the 1-norm ball to start from. From
@@ -143,18 +141,26 @@ class APGD(BaseGradientAttack):
         # a random start, is given up for nothing but another success
         best = torch.full(wrong.shape, torch.nan, dtype=result.dtype, device=result.device)
         best[wrong] = torch.inf
-        for run, goal in enumerate(targets * n_restarts):
+        goals, run = targets * n_restarts, 0
+        while run < len(goals):
             todo = (~solved).nonzero()[:, 0]
             if len(todo) == 0:
                 break
-            part = batch if goal is None else aim(batch, goal)
-            part = part if len(todo) == len(result) else part.select(todo)
-            z, fooled, logits = self._run(part, run, n_steps)
+            part = batch if len(todo) == len(result) else batch.select(todo)
+            streams = range(run, run + (n_together(part.x, len(goals) - run) if run else 1))
+            direction = torch.cat([_direction(part, stream) for stream in streams])
+            part = repeat(part, len(streams))
+            if goals[run] is not None:
+                part = aim(part, torch.cat([goals[stream][todo] for stream in streams]))
+            z, fooled, logits = self._run(part, direction, n_steps, len(todo))
             # what is ascended towards several targets does not compare
-            value = part.value(logits) if goal is None else margin(logits, part.y)
-            better = fooled | ~(value <= best[todo])
-            result[todo[better]], best[todo[better]] = z[better], value[better].to(best)
-            solved[todo] |= fooled
+            value = part.value(logits) if goals[run] is None else margin(logits, part.y)
+            found = (tensor.split(len(todo)) for tensor in (z, fooled, value.to(best)))
+            for z, fooled, value in zip(*found, strict=True):
+                better = ~solved[todo] & (fooled | ~(value <= best[todo]))
+                result[todo[better]], best[todo[better]] = z[better], value[better]
+                solved[todo] |= fooled
+            run = streams.stop
         return result
 
     def _prepare(self, batch):
@@ -185,13 +191,13 @@ class APGD(BaseGradientAttack):
                 )
         return batch, wrong, targets
 
-    def _run(self, batch, stream, n_steps):
-        """Return the result of one run, whether it fools, and the logits at the best point."""
+    def _run(self, batch, direction, n_steps, n_samples):
+        """Return the result of some runs, whether they fool, and the logits at the best point."""
         ball = batch.ball
-        direction = ball._to_data(_direction(batch, stream))
+        direction = ball._to_data(direction)
         if ball.norm != 1:
             z = ball.project(ball.x + ball.radius * direction)
-            return _climb(batch, z, n_steps, _Ascent, self.rho)
+            return _climb(batch, z, n_samples, n_steps, _Ascent, self.rho)
         shares = _LARGE_RADII if self.large_radius else _LARGE_RADII[-1:]
         counts = [int(share * n_steps) for _, share in shares[:-1]]
         counts.append(n_steps - sum(counts))
@@ -203,9 +209,8 @@ class APGD(BaseGradientAttack):
                 part = replace(batch, ball=copy.copy(ball), keep="last")
                 part.ball.radius = factor * ball.radius
             if count:
-                z, fooled, logits = _climb(
-                    part, _project_l1(part.ball, z), count, _SparseAscent, warm
-                )
+                z = _project_l1(part.ball, z)
+                z, fooled, logits = _climb(part, z, n_samples, count, _SparseAscent, warm)
                 warm = True
         return z, fooled, logits
 
@@ -231,7 +236,7 @@ def _project_l1(ball, z):
     return ball.clamp(ball.x + ball._to_data(unit.reshape(z.shape)))
 
 
-def _climb(batch, z, n_steps, kind, option):
+def _climb(batch, z, n_samples, n_steps, kind, option):
     """Ascend from `z`.
 
     Parameters
@@ -239,6 +244,8 @@ def _climb(batch, z, n_steps, kind, option):
     batch : AttackBatch
     z : torch.Tensor of shape (n, ...)
         Within the ball.
+    n_samples : int
+        Samples in a run; n is a multiple of it.
     n_steps : int
     kind : type
         `_Ascent` or `_SparseAscent`.
@@ -278,7 +285,7 @@ def _climb(batch, z, n_steps, kind, option):
                 rows = alive[now]
                 result[rows], fooled[rows] = z[now], True
                 path.hit, path.top = path.hit | now, torch.where(now, value, path.top)
-                left = ~path.hit
+                left = ~settled(fooled, n_samples)[alive]
                 n_left = int(left.sum()) if first else len(alive)
                 if n_left == 0:
                     return result, fooled, final

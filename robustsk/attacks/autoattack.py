@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length
 from tqdm import tqdm
 
-from .._containers import check_labels, dataset_labels, is_dataset
+from .._containers import (
+    Batches,
+    check_labels,
+    chunks,
+    copy_of,
+    dataset_labels,
+    is_dataset,
+    take,
+)
 from ..losses import margin
 from ._margin import MarginPGD
 from ._noise import SampleNoise
@@ -44,8 +52,9 @@ _ALARM_COUNT, _ALARM_SHARE = 2, 0.002
 _LOST_GRADIENTS = 0.01
 #: Shares of the survivors that are attacked again from other starting points.
 _RESTART_FRACTIONS = (0.6, 0.4, 0.3, 0.2, 0.1, 0.05, *[0.03] * 8)
-_SHARED = ("norm", "eps", "clip", "target", "mask", "bn_mode", "batch_size", "device")
-_WITHOUT_EFFECT = ("estimator", "device", "verbose", "batch_size", "state_path", "random_state")
+_MACHINE = ("compile", "batch_size", "device")
+_SHARED = ("norm", "eps", "clip", "target", "mask", "bn_mode", "precision", *_MACHINE)
+_WITHOUT_EFFECT = ("estimator", "verbose", "state_path", "random_state", *_MACHINE)
 _SAVE_EVERY = 30.0  # seconds
 
 
@@ -115,6 +124,7 @@ class AutoAttackResult:
         Index of the attack that fooled the model; -1 where none did, and -2
         where the model was wrong without an attack.
     X_adv : ndarray of shape (n_samples, ...)
+        In a temporary file if the samples are many and not in memory.
     """
 
     version: str
@@ -289,9 +299,8 @@ class AutoAttack(BaseAttack):
 
     # --- the cascade -----------------------------------------------------------------
 
-    def _cascade(self, stages, attack_rows, seed, state, victim, n_classes):
-        """Run the stages, each on the samples that are left."""
-        size = check_count(self.batch_size, "batch_size")
+    def _cascade(self, stages, attack_rows, seed, state, victim, n_classes, size):
+        """Run the stages, each on the samples that are left, `size` at a time."""
         queue, number = list(stages), 0
         while number < len(queue):
             stage = queue[number]
@@ -360,6 +369,7 @@ class AutoAttack(BaseAttack):
         Parameters
         ----------
         X : array-like of shape (n_samples, ...) or torch Dataset
+            A memory-mapped array or a Dataset is read batch by batch.
         y : array-like of shape (n_samples,)
             True labels; those of the Dataset if None.
 
@@ -379,12 +389,14 @@ class AutoAttack(BaseAttack):
         check_consistent_length(values, y)
         self._check_target(values, y, victim)
         index = encode_labels(y, victim.learn_classes(values), "y")
-        correct = _in_batches(victim, values, self.batch_size).argmax(1).numpy() == index
-        stage, X_adv, log = np.full(len(y), -2), values.copy(), []
+        batches = Batches(self._n_at_a_time(values, victim))
+        correct = _predicted(victim, values, batches) == index
+        stage, X_adv, log = np.full(len(y), -2), copy_of(values), []
         if correct.any():
-            attack = restrict_targets(self, correct)
-            state = attack._run(values[correct], y[correct], victim, bounds, X)
+            attack = restrict_targets(self, correct)._with(_batches=batches)
+            state = attack._run(take(values, correct), y[correct], victim, bounds, X)
             stage[correct], X_adv[correct], log = state.stage, state.X_adv, state.log
+        batches.warn()
         # counts, so that equal shares are equal numbers
         left = [round(entry.robust_accuracy * correct.sum()) / len(y) for entry in log]
         return AutoAttackResult(
@@ -401,7 +413,7 @@ class AutoAttack(BaseAttack):
 
         Parameters
         ----------
-        X : ndarray of shape (n_samples, ...)
+        X : ndarray or Rows of shape (n_samples, ...)
         y : array-like of shape (n_samples,) or None
         victim : Victim
         bounds : tuple of (low, high), optional
@@ -449,25 +461,28 @@ class AutoAttack(BaseAttack):
 
     def _run(self, X, y, victim, bounds, original=None):
         victim = victim.to(None if self.device in ("auto", None) else self.device)
-        batch_size = check_count(self.batch_size, "batch_size")
+        shared = getattr(self, "_batches", None)
+        batches = Batches(self._n_at_a_time(X, victim)) if shared is None else shared
         n_classes = len(victim.learn_classes(X))
         stages = self._stages(n_classes)
         seed = self._draw_seed()
         if y is None:
-            index = _in_batches(victim, X, batch_size).argmax(1).numpy()
+            index = _predicted(victim, X, batches)
         else:
             index = encode_labels(check_labels(y), victim.classes, "y")
             check_consistent_length(X, index)
         labels = victim.classes[index]
-        state = _State(X, self._fingerprint(X, index, victim, seed), seed, self.state_path)
+        fingerprint = self._fingerprint(X, index, victim, seed, batches)
+        state = _State(X, fingerprint, seed, self.state_path)
         seed = state.seed
-        target = self._target_index(X, index, victim, seed)
+        target = self._target_index(X, index, victim, seed, batches)
         settings = {name: getattr(self, name) for name in _SHARED}
         if target is not None:
             settings["target"] = victim.classes[target]
 
         def attack_rows(attack, number, rows):
-            attack = restrict_targets(attack._with(**settings, random_state=seed + number), rows)
+            attack = attack._with(**settings, random_state=seed + number, _batches=batches)
+            attack = restrict_targets(attack, rows)
             if target is not None and hasattr(attack, "n_targets"):
                 attack.n_targets = None
             found = attack.run(
@@ -478,34 +493,46 @@ class AutoAttack(BaseAttack):
                 keep="first",
                 original=original if number == 0 else None,
             )
-            logits = _in_batches(victim, found, batch_size).double()
+            logits = _in_batches(victim, found, batches).double()
             own = torch.from_numpy((index if target is None else target)[rows])
             margins = margin(logits, own).numpy() * (1 if target is None else -1)
             # a tie goes to the class that argmax names
             hit = (logits.argmax(1) == own).numpy() != (target is None)
             return found, hit, margins
 
-        with victim.frozen(self.bn_mode):
+        with victim.frozen(self.bn_mode, self._engine()):
             if self.access == "gradients":
-                stages = self._checked(stages, X, index, victim, n_classes)
-            self._cascade(stages, attack_rows, seed, state, victim, n_classes)
+                stages = self._checked(stages, X, index, victim, n_classes, batches)
+            size = self._n_at_a_time(X, victim)
+            self._cascade(stages, attack_rows, seed, state, victim, n_classes, size)
+        if shared is None:
+            batches.warn()
         return state
 
-    def _target_index(self, X, index, victim, seed):
+    def _target_index(self, X, index, victim, seed, batches):
         """Return the class to reach for every sample, decided on the clean predictions."""
         if self.target is None:
             return None
         if isinstance(self.target, str) and self.target in BY_PREDICTION:
-            logits = _in_batches(victim, X, self.batch_size)
-            noise = SampleNoise(torch.from_numpy(np.ascontiguousarray(X)), seed)
-            return choose_target(self.target, logits, torch.from_numpy(index), noise).numpy()
+            target = np.empty_like(index)
+
+            def choose(rows):
+                x = np.array(X[rows])
+                noise = SampleNoise(torch.from_numpy(x), seed)
+                own = torch.from_numpy(index[rows])
+                target[rows] = choose_target(self.target, victim.logits(x), own, noise).numpy()
+
+            batches.run(choose, len(X))
+            return target
         if np.ndim(self.target) == 1:
             check_consistent_length(X, self.target)
         target = encode_labels(self.target, victim.classes, "target")
         return np.broadcast_to(target, (len(X),)).copy()
 
-    def _fingerprint(self, X, index, victim, seed):
-        """Return what must be equal for a state to be continued."""
+    def _fingerprint(self, X, index, victim, seed, batches):
+        """Return what must be equal for a state to be continued, None if there is no file."""
+        if self.state_path is None:
+            return None
         own = {
             name: value.tobytes() if isinstance(value, np.ndarray) else value
             for name, value in sorted(self.get_params(deep=False).items())
@@ -514,14 +541,16 @@ class AutoAttack(BaseAttack):
         # with any randomness allowed, that of the first part of the run is as good as another
         seed = None if self.random_state is None else seed
         digest = hashlib.sha256(repr((own, X.shape, X.dtype, seed)).encode())
-        for array in (np.ascontiguousarray(X), index, victim.logits(X[:16]).numpy().round(3)):
+        for rows in chunks(X):
+            digest.update(np.ascontiguousarray(X[rows]))
+        for array in (index, _in_batches(victim, X[:16], batches).numpy().round(3)):
             digest.update(array.tobytes())
         return digest.hexdigest()
 
-    def _checked(self, stages, X, index, victim, n_classes):
+    def _checked(self, stages, X, index, victim, n_classes, batches):
         """Look for what misleads gradients; return the stages to run."""
         few = X[:64]
-        first, second = victim.logits(few), victim.logits(few)
+        first, second = _in_batches(victim, few, batches), _in_batches(victim, few, batches)
         scale = first.abs().max().clamp_min(1e-12)
         if self.version != "rand" and (first - second).abs().max() > 1e-4 * scale:
             message = (
@@ -531,13 +560,19 @@ class AutoAttack(BaseAttack):
             if self.version == "fast":
                 raise ValueError(message)
             warnings.warn(message, UserWarning, stacklevel=4)
-        few = torch.from_numpy(np.array(X[:200])).to(victim.device, victim.dtype)
-        with torch.enable_grad():
-            few.requires_grad_(True)
-            value = margin(victim(few), torch.from_numpy(index[:200]).to(few.device))
-            (gradient,) = torch.autograd.grad(value.sum(), few)
-        victim.calls.backward += len(few)
-        size = gradient.flatten(1).abs().amax(1)
+        few, sizes = X[:200], []
+
+        def look(rows):
+            x = torch.from_numpy(np.array(few[rows])).to(victim.device, victim.dtype)
+            with torch.enable_grad():
+                x.requires_grad_(True)
+                value = margin(victim(x), torch.from_numpy(index[rows]).to(x.device))
+                (gradient,) = torch.autograd.grad(value.sum(), x)
+            victim.calls.backward += len(x)
+            sizes.append(gradient.flatten(1).abs().amax(1))
+
+        batches.run(look, len(few))
+        size = torch.cat(sizes)
         lost = float(((size == 0) | ~torch.isfinite(size)).double().mean())
         if lost <= _LOST_GRADIENTS:
             return stages
@@ -557,13 +592,13 @@ class _State:
 
     def __init__(self, X, fingerprint, seed, path):
         self.fingerprint, self.seed, self.path = fingerprint, seed, path
-        self.X_adv = X.copy()
+        self.X_adv = copy_of(X)
         self.stage = np.full(len(X), -1)
         self.margin = np.full(len(X), -np.inf)
         self.log = []
         self.todo, self.position = None, 0
         self.fooled, self.counts = 0, np.zeros(3)
-        self.saved = time.monotonic()
+        self.saved, self.interval = time.monotonic(), _SAVE_EVERY
         if path is not None and os.path.exists(path):
             self._load()
 
@@ -582,7 +617,7 @@ class _State:
         self.fooled += int(hit.sum())
         self.counts += spent
         self.position += len(rows)
-        if self.path is not None and time.monotonic() - self.saved > _SAVE_EVERY:
+        if self.path is not None and time.monotonic() - self.saved > self.interval:
             self.save()
 
     def finish(self, name, individual):
@@ -602,7 +637,7 @@ class _State:
 
     def save(self):
         """Write the file; one that is half written never takes the place of a whole one."""
-        self.saved = time.monotonic()
+        start = time.monotonic()
         partial = f"{os.fspath(self.path)}.partial"
         with open(partial, "wb") as file:
             np.savez(
@@ -619,6 +654,9 @@ class _State:
                 counts=self.counts,
             )
         os.replace(partial, self.path)
+        self.saved = time.monotonic()
+        # a small part of the time, however long it takes
+        self.interval = max(_SAVE_EVERY, 20 * (self.saved - start))
 
     def _load(self):
         with np.load(self.path) as kept:
@@ -628,16 +666,29 @@ class _State:
                     "the model, the data, the parameters or random_state differ. Give another "
                     "path, or delete the file to begin anew."
                 )
-            self.X_adv, self.stage, self.margin = kept["X_adv"], kept["stage"], kept["margin"]
+            with kept.zip.open("X_adv.npy") as file:
+                np.lib.format.read_magic(file)
+                _, _, dtype = np.lib.format.read_array_header_1_0(file)
+                for rows in chunks(self.X_adv):
+                    part = self.X_adv[rows]
+                    part[...] = np.frombuffer(file.read(part.nbytes), dtype).reshape(part.shape)
+            self.stage, self.margin = kept["stage"], kept["margin"]
             self.log = [StageResult(**entry) for entry in json.loads(str(kept["log"]))]
             self.seed, self.position = int(kept["seed"]), int(kept["position"])
             self.todo = kept["todo"] if self.position >= 0 else None
             self.fooled, self.counts = int(kept["fooled"]), kept["counts"]
 
 
-def _in_batches(victim, X, batch_size):
-    parts = [victim.logits(X[i : i + batch_size]) for i in range(0, len(X), batch_size)]
+def _in_batches(victim, X, batches, summary=lambda logits: logits):
+    """Return the logits of samples, or what `summary` makes of those of a batch."""
+    parts = []
+    batches.run(lambda rows: parts.append(summary(victim.logits(X[rows]))), len(X))
     return torch.cat(parts)
+
+
+def _predicted(victim, X, batches):
+    """Return the classes that a victim sees in samples, as indices."""
+    return _in_batches(victim, X, batches, lambda logits: logits.argmax(1)).numpy()
 
 
 def _custom_stages(attacks):

@@ -13,6 +13,7 @@ import numbers
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,14 +30,22 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d, vali
 from tqdm import tqdm
 
 from .._containers import (
+    FLOATS,
+    Batches,
+    Rows,
     check_labels,
     check_sample_shape,
+    chunks,
     dataset_labels,
+    empty_like,
     is_dataset,
+    is_mapped,
+    is_out_of_memory,
     like,
     to_array,
 )
 from .._shared import SharedParameters
+from ._engine import Engine
 from ._noise import SampleNoise
 from .objectives import Objective, resolve_objective
 from .targets import Victim, as_victim
@@ -158,8 +167,18 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     bn_mode : {"eval", "train"}, default="eval"
         How batch normalisation behaves during the attack. Its running
         statistics are left as they were in either case.
-    batch_size : int, default=256
-        Samples attacked at a time by `transform` and `generate`.
+    precision : {None, "bf16"}, default=None
+        Precision in which convolutions and matrix products are computed during
+        the attack; None means that of the model. With "bf16" `generate` and
+        all scores judge examples in the precision of the model. Attacks that
+        only ask questions, and models in float64, keep their precision.
+    compile : bool or str, default=False
+        Whether to use `torch.compile`; a string is its mode. It takes some
+        time at first and pays for long attacks, above all on a GPU.
+    batch_size : int or "auto", default="auto"
+        Samples attacked at a time by `transform`, `generate` and all scores.
+        "auto" is 256, and 4096 for the rows of a table, which take up little
+        room. It is halved, with a warning, if memory runs out.
     device : str or torch.device, default="auto"
         Where to compute. "auto" is wherever the victim lives; otherwise a copy
         of the victim is used and the victim itself is never moved.
@@ -193,7 +212,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         target=None,
         mask=None,
         bn_mode="eval",
-        batch_size=256,
+        precision=None,
+        compile=False,
+        batch_size="auto",
         device="auto",
         random_state=None,
         verbose=0,
@@ -205,6 +226,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self.target = target
         self.mask = mask
         self.bn_mode = bn_mode
+        self.precision = precision
+        self.compile = compile
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
@@ -282,8 +305,6 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         victim = as_victim(model, attack=type(self).__name__, access=self.access)
         norm = check_norm(self.norm, self.supported_norms)
         eps = self._effective_eps(norm, tuple(x.shape[1:]))
-        if self.bn_mode not in ("eval", "train"):
-            raise ValueError(f"bn_mode must be 'eval' or 'train', got {self.bn_mode!r}.")
         if len(x) == 0:
             return (x.detach().clone(), {}) if return_info else x.detach().clone()
         if seed is None:
@@ -293,7 +314,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         lower, upper = self._box(bounds)
         x = x.detach()
         kind = {"dtype": x.dtype, "device": x.device}
-        with victim.frozen(self.bn_mode):
+        asks_only = self.access in ("scores", "labels")
+        with (
+            victim.frozen(self.bn_mode, self._engine()),
+            victim.precise() if asks_only else nullcontext(),
+        ):
             batch = AttackBatch(
                 victim=self._see(victim, seed),
                 x=x,
@@ -370,9 +395,24 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             raise ValueError(f"clip=(low, high) has low > high: {self.clip!r}.")
         return low, high
 
+    def _n_at_a_time(self, X, victim):
+        """Return how many of the samples `X` are attacked at a time."""
+        if self.batch_size != "auto":
+            return check_count(self.batch_size, "batch_size")
+        is_table = X.ndim == 2 and X.shape[1] <= _WIDE_TABLE and not victim.is_image
+        return _ROWS_AT_A_TIME if is_table else _SAMPLES_AT_A_TIME
+
     def _resolved(self):
         """Return the attack that says all; a wrapper asks the attack inside."""
         return self
+
+    def _engine(self):
+        """Return how the network is run."""
+        if self.bn_mode not in ("eval", "train"):
+            raise ValueError(f"bn_mode must be 'eval' or 'train', got {self.bn_mode!r}.")
+        # statistics of the batch are part of what the network computes
+        fold = self.bn_mode == "eval"
+        return Engine(self.precision, self.compile, fold=fold, channels_last=fold)
 
     def _with(self, **settings):
         """Return this attack with other shared parameters."""
@@ -412,7 +452,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                     "without `estimator` a surrogate is fitted on (X, y)."
                 )
             X, y = validate_data(
-                self, to_array(X), check_labels(y), dtype=_FLOATS, allow_nd=True, reset=True
+                self, to_array(X), check_labels(y), dtype=FLOATS, allow_nd=True, reset=True
             )
             if X.ndim != 2:
                 raise ValueError(
@@ -426,7 +466,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             victim = as_victim(
                 settings.estimator, attack=type(self).__name__, access=settings.access
             )
-            X = validate_data(self, to_array(X), dtype=_FLOATS, allow_nd=True, reset=True)
+            X = validate_data(self, to_array(X), dtype=FLOATS, allow_nd=True, reset=True)
             self.estimator_ = settings.estimator
         if isinstance(settings.clip, str) and len(X) == 1:
             raise ValueError(
@@ -447,11 +487,12 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
+        X : array-like of shape (n_samples, ...) or torch Dataset
 
         Returns
         -------
         X_adv : same container, shape and floating dtype as `X`
+            An array for a Dataset, and see :meth:`generate`.
         """
         return self.generate(X)
 
@@ -460,7 +501,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...)
+        X : array-like of shape (n_samples, ...) or torch Dataset
+            A memory-mapped array or a Dataset is read batch by batch.
         y : array-like of shape (n_samples,), optional
             True labels. None means the victim's predictions.
         return_info : bool, default=False
@@ -470,6 +512,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         -------
         X_adv : same container, shape and floating dtype as `X`
             A sample for which any iterate fooled the victim is one that does.
+            What is made of a large memory-mapped array or Dataset is an array in
+            a temporary file that goes away with it.
         info : dict of str to ndarray of shape (n_samples, ...)
             Only with `return_info`: e.g. ``"n_queries"`` of a black-box attack.
         """
@@ -482,12 +526,13 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         return (like(result[0], X), result[1]) if return_info else like(result, X)
 
     def _check_X(self, X, victim):
-        """Return `X` as a validated array."""
-        values = to_array(X)
+        """Return `X` as a validated array, or as `Rows` that are validated when they are read."""
+        lazy = Rows(X) if is_dataset(X) or is_mapped(X) else None
+        values = to_array(X) if lazy is None else lazy[:1]
         if hasattr(self, "n_features_in_"):
-            values = validate_data(self, values, dtype=_FLOATS, allow_nd=True, reset=False)
+            values = validate_data(self, values, dtype=FLOATS, allow_nd=True, reset=False)
         else:
-            values = check_array(values, dtype=_FLOATS, allow_nd=True)
+            values = check_array(values, dtype=FLOATS, allow_nd=True)
             expected = getattr(self.estimator, "n_features_in_", values.shape[1])
             if values.shape[1] != expected:
                 raise ValueError(
@@ -495,7 +540,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                     "features as input."
                 )
         check_sample_shape(values.shape[1:], getattr(self, "_sample_shape", values.shape[1:]), self)
-        return values
+        return values if lazy is None else lazy
 
     def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
         """Append adversarial copies to the data.
@@ -525,8 +570,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
         Parameters
         ----------
-        X : ndarray of shape (n_samples, ...)
-            Finite floating-point data.
+        X : ndarray or Rows of shape (n_samples, ...)
+            Finite floating-point data. What is not in memory is read batch by batch.
         y : array-like of shape (n_samples,) or None
         victim : Victim
         bounds : tuple of (low, high), optional
@@ -539,6 +584,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         Returns
         -------
         X_adv : ndarray of the shape and dtype of `X`
+            In a temporary file if `X` is large and not in memory.
         info : dict of str to ndarray of shape (n_samples, ...)
             Only with `return_info`.
         """
@@ -549,7 +595,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         if not isinstance(self.clip, str):
             check_range(X, lower, upper)
         warn_about_units(X if original is None else original, eps)
-        batch_size = check_count(self.batch_size, "batch_size")
+        # what a caller in several parts has learned about memory
+        shared = getattr(self, "_batches", None)
+        batches = Batches(self._n_at_a_time(X, victim)) if shared is None else shared
         victim = victim.to(None if self.device in ("auto", None) else self.device)
         if y is not None or self.target is not None:
             victim.learn_classes(X)
@@ -558,10 +606,14 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             check_consistent_length(X, index)
         if self.target is not None and np.ndim(self.target) == 1:
             check_consistent_length(X, self.target)
-        victim.warn_about_probabilities(X)
+        try:
+            victim.warn_about_probabilities(X)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
         seed = self._draw_seed()
         device = victim.device
-        result = np.empty(X.shape, dtype=X.dtype)
+        result = empty_like(X)
         info = {}
         progress = tqdm(
             total=len(X), desc=type(self).__name__, unit="sample", disable=not self.verbose
@@ -586,17 +638,23 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 exact = clean + (z - x).cpu().to(clean.dtype)
             return z, settle(exact, clean, norm, eps, lower, upper)
 
-        with progress, victim.frozen(self.bn_mode):
-            for start in range(0, len(X), batch_size):
-                rows = np.arange(start, min(start + batch_size, len(X)))
-                z, settled = attack_rows(rows, keep)
-                # asking again would cost more than was allowed
-                if keep == "first" and self.access not in ("scores", "labels"):
-                    again = _prediction_changed(victim, z, settled).numpy()
-                    if again.any():
+        def attack_batch(part):
+            rows = np.arange(part.start, part.stop)
+            z, settled = attack_rows(rows, keep)
+            judged = keep == "first" or (keep == "worst" and victim.is_rough)
+            # asking again would cost more than was allowed
+            if judged and self.access not in ("scores", "labels"):
+                again = _prediction_changed(victim, z, settled).numpy()
+                if again.any():
+                    with victim.precise():
                         settled[again] = attack_rows(rows[again], "worst", again=True)[1]
-                result[rows] = settled.numpy()
-                progress.update(len(rows))
+            result[part] = settled.numpy()
+            progress.update(len(rows))
+
+        with progress, victim.frozen(self.bn_mode, self._engine()):
+            batches.run(attack_batch, len(X))
+        if shared is None:
+            batches.warn()
         return (result, info) if return_info else result
 
     def _check_target(self, X, y, victim):
@@ -655,7 +713,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         return tags
 
 
-_FLOATS = [np.float64, np.float32]
+#: The batch size "auto": for tables of up to so many features, and for all else.
+_ROWS_AT_A_TIME, _WIDE_TABLE, _SAMPLES_AT_A_TIME = 4096, 256, 256
 #: Targets that depend on the clean prediction.
 BY_PREDICTION = ("least_likely", "random")
 
@@ -681,7 +740,7 @@ def learn_bounds(X, is_image):
 
     Parameters
     ----------
-    X : ndarray of shape (n_samples, ...)
+    X : ndarray or Rows of shape (n_samples, ...)
     is_image : bool
         Whether rows are flattened images. For images one range holds for all
         pixels: a pixel that happens to be constant may still be attacked.
@@ -692,7 +751,12 @@ def learn_bounds(X, is_image):
         Of shape () for images, of the shape of one sample for tables.
     """
     axis = None if is_image or X.ndim > 2 else 0
-    return np.asarray(X.min(axis=axis), float), np.asarray(X.max(axis=axis), float)
+    lows, highs = [], []
+    for rows in chunks(X):
+        part = X[rows]
+        lows.append(part.min(axis=axis))
+        highs.append(part.max(axis=axis))
+    return np.asarray(np.min(lows, axis=0), float), np.asarray(np.max(highs, axis=0), float)
 
 
 def check_range(X, lower, upper):
@@ -700,9 +764,11 @@ def check_range(X, lower, upper):
     if lower is None:
         return
     slack = 1e-6 * np.maximum(upper - lower, 1e-30)
-    if np.any(lower - slack > X) or np.any(upper + slack < X):
+    parts = (X[rows] for rows in chunks(X))
+    if any(np.any(lower - slack > part) or np.any(upper + slack < part) for part in parts):
+        low, high = learn_bounds(X, True)
         raise ValueError(
-            f"X lies in [{X.min():g}, {X.max():g}], outside of clip=[{np.min(lower):g}, "
+            f"X lies in [{low:g}, {high:g}], outside of clip=[{np.min(lower):g}, "
             f"{np.max(upper):g}]. Give clip in the units of the data (and eps as well), or "
             "rescale the data, e.g. X / 255."
         )
@@ -764,12 +830,17 @@ def encode_labels(labels, classes, what):
 
 
 def _prediction_changed(victim, z, settled):
-    """Return where rounding into the output dtype has taken an example back over the border."""
+    """Return where rounding into the output dtype has taken an example back over the border.
+
+    So may a model in full precision, where the attack has seen a rough one.
+    """
     rounded = settled.to(z)
-    changed = (rounded != z).flatten(1).any(1)
+    changed = (rounded != z).flatten(1).any(1) | victim.is_rough
     if changed.any():
         with torch.no_grad():
-            before, after = victim(z[changed]), victim(rounded[changed])
+            before = victim(z[changed])
+            with victim.precise():
+                after = victim(rounded[changed])
         changed[changed.clone()] = before.argmax(1) != after.argmax(1)
     return changed.cpu()
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -40,6 +40,8 @@ from sklearn.preprocessing import (
 from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
+
+from ._engine import View
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -117,6 +119,7 @@ class Victim:
         self.differentiable = differentiable
         self.calls = Calls()
         self._frozen = False
+        self._view = None
         self._inspected = False
 
     @property
@@ -128,7 +131,7 @@ class Victim:
     def __call__(self, x):
         """Return the logits of the batch `x`, shape (n, n_classes)."""
         self.calls.forward += len(x)
-        logits = two_logits(self.module(x))
+        logits = two_logits((self.module if self._view is None else self._view)(x))
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
                 f"{self.name} must return logits of shape (n_samples, n_classes) and returned "
@@ -143,8 +146,8 @@ class Victim:
         return self.classes
 
     def logits(self, X):
-        """Return the logits of an array, as a tensor on the CPU."""
-        with self.frozen(), torch.no_grad():
+        """Return the logits of an array in full precision, as a tensor on the CPU."""
+        with self.frozen(), self.precise(), torch.no_grad():
             x = torch.from_numpy(np.array(X)).to(self.device, self.dtype)
             return self(x).cpu()
 
@@ -173,10 +176,24 @@ class Victim:
             return self
         other = copy.copy(self)
         other.module = copy.deepcopy(self.module).to(device)
+        other._view = None
         return other
 
+    def precise(self):
+        """Answer in the precision of the parameters for a while; a context."""
+        return self._view.set_aside(rough_only=True) if self.is_rough else nullcontext()
+
+    def untouched(self):
+        """Ask the module itself for a while, not a view of it; a context."""
+        return nullcontext() if self._view is None else self._view.set_aside()
+
+    @property
+    def is_rough(self):
+        """Whether answers are in a lower precision than that of the parameters at present."""
+        return self._view is not None and self._view.is_rough
+
     @contextmanager
-    def frozen(self, bn_mode="eval"):
+    def frozen(self, bn_mode="eval", engine=None):
         """Attack mode: evaluation behaviour, no parameter gradients, all restored.
 
         Parameters
@@ -184,6 +201,8 @@ class Victim:
         bn_mode : {"eval", "train"}, default="eval"
             With "train", batch normalisation uses the statistics of the batch
             while its running averages stay as they are.
+        engine : Engine, optional
+            How the network is run; None means as it is.
         """
         if self._frozen:
             yield self
@@ -201,8 +220,14 @@ class Victim:
                 if bn_mode == "train" and isinstance(m, _BATCH_NORM):
                     m.training = True
                     statistics.append((m, {k: b.clone() for k, b in m.named_buffers()}))
+            if engine is not None:
+                if self._view is None or self._view.engine != engine:
+                    self._view = View(self.module, engine)
+                self._view.open()
             yield self
         finally:
+            if self._view is not None:
+                self._view.close()
             self._frozen = False
             for p in parameters:
                 p.requires_grad_(True)

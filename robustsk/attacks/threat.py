@@ -339,7 +339,8 @@ class Ball:
             direction = gradient / _column(length, gradient)
         else:
             direction = self._sparse_direction(z, gradient)
-        return self.project(z + size * self._to_data(direction))
+        # the direction is nobody else's: no need for another tensor
+        return self.project(self._to_data(direction).mul_(size).add_(z))
 
     def _sparse_direction(self, z, gradient):
         if self.lower is not None:

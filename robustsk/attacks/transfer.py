@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import check_array
 
 from .._containers import to_array
-from .base import BY_PREDICTION, check_count
+from .base import BY_PREDICTION
 from .targets import as_victim, check_victim_fitted
 from .wrapper import BaseWrapper, SeenVictim
 
@@ -111,7 +111,7 @@ class TransferAttack(BaseWrapper):
         """Return the labels that the target gives to `X`."""
         settings = self._resolved()
         target = settings._victim()
-        size = check_count(settings.batch_size, "batch_size")
+        size = settings._n_at_a_time(X, target)
         found = [target.logits(X[i : i + size]).argmax(1) for i in range(0, len(X), size)]
         labels = torch.cat(found).numpy()
         return labels if target.classes is None else target.classes[labels]
@@ -130,7 +130,7 @@ class TransferAttack(BaseWrapper):
             )
         inner = self._inner
         known = as_victim(surrogate, attack=type(inner).__name__, access=inner.access)
-        with known.frozen(self.bn_mode):
+        with known.frozen(self.bn_mode, self._engine()):
             surrogate = inner._see(_InTermsOf(known, batch.victim), 0)
             keep = "last" if batch.keep == "last" else "worst"
             batch = replace(batch, victim=surrogate, keep=keep, clean_logits=None)

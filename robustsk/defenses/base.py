@@ -41,11 +41,15 @@ from .._containers import (
 )
 from .._shared import SharedParameters
 from ..attacks import PGD, BaseAttack, Victim
+from ..attacks._engine import Engine, lay_out
 from ..attacks.base import check_attack, encode_labels, learn_bounds, warn_about_units
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
 from ..models import make_module
 from ._data import Crafted, Samples, collate
+
+#: What is needed during training only.
+_OF_A_SESSION = ("_victims", "_last_good", "_candidate")
 
 
 class BaseDefense(SharedParameters, NeuralNetClassifier):
@@ -76,6 +80,11 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         Passes over the data in a call of `fit` or `partial_fit`.
     batch_size : int, default=128
         Samples per step; -1 means all.
+    precision : {None, "bf16"}, default=None
+        Precision in which convolutions and matrix products are computed in
+        training, by the adversary as well unless it has its own; None means
+        that of the parameters. Losses, predictions and scores are always
+        computed in the precision of the parameters.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes, as in scikit-learn.
     warm_start : bool, default=False
@@ -141,7 +150,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     torch_load_kwargs = None
     _in_fit = False
     _shape_checked = False
+    _channels_last = None
     _step_logits = None
+    _victims = None
     _last_good = None
     _candidate = None
 
@@ -159,6 +170,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         lr=0.005,
         max_epochs=20,
         batch_size=128,
+        precision=None,
         class_weight=None,
         warm_start=False,
         train_split=None,
@@ -182,6 +194,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             lr=lr,
             max_epochs=max_epochs,
             batch_size=batch_size,
+            precision=precision,
             class_weight=class_weight,
             warm_start=warm_start,
             train_split=train_split,
@@ -267,7 +280,11 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def perturb(self, module, x, y):
         """Attack `module` with the adversary and the objective of this defence."""
-        victim = self._victim(module, self.classes_inferred_)
+        # one for the whole training: it has found out how to make the network fast
+        known = {} if self._victims is None else self._victims
+        victim = known.get(module)
+        if victim is None:
+            known[module] = victim = self._victim(module, self.classes_inferred_)
         # the shape of the user's data is the one to which eps, mask and clip belong
         rows = x.reshape(len(x), *getattr(self, "_sample_shape", self.input_shape_))
         if not self._shape_checked:
@@ -285,12 +302,18 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def logits(self, x, module=None):
         """Return the logits of a batch, shape (n, n_classes)."""
-        logits = two_logits((self.module_ if module is None else module)(x))
+        with self.arithmetic(x):
+            logits = two_logits((self.module_ if module is None else module)(x))
+        logits = logits.to(x.dtype)
         if not self._shape_checked:
             self._check_logits(logits, x)
         if self._step_logits is None:
             self._step_logits = logits.detach()
         return logits
+
+    def arithmetic(self, x):
+        """Return the context in which the network works on `x` in training."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision is not None)
 
     def classification_loss(self, logits, y):
         """Return the value of `criterion` per sample, shape (n,)."""
@@ -410,6 +433,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             X = Subset(X, kept.tolist()) if is_dataset(X) else X[kept]
             encoded, weight = encoded[kept], weight[kept]
         self.adversary_ = adversary = self._adversary()
+        Engine(self.precision)  # raises if there is no such precision
+        if adversary.precision is None:
+            adversary.precision = self.precision
         self._learn_range(X, first_time)
         if not is_dataset(X):
             warn_about_units(original, check_eps(adversary.eps, check_norm(adversary.norm), shape))
@@ -497,14 +523,15 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         if fresh or not hasattr(self, "_rng"):
             self._rng = check_random_state(self.random_state)
         self._in_fit = True
+        self._victims = {}
         try:
             with self._seeded():
                 yield
         finally:
             self._in_fit = False
             self._step_logits = None
-            vars(self).pop("_last_good", None)
-            vars(self).pop("_candidate", None)
+            for name in _OF_A_SESSION:
+                vars(self).pop(name, None)
             if self.initialized_:
                 self._set_training(False)
 
@@ -552,6 +579,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             module = module.double()
         self.module_ = module
         self._shape_checked = False
+        self._channels_last = None
         return self
 
     def initialize_criterion(self):
@@ -615,6 +643,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             weight = weight.to(x)
         if len(x) == 0:
             raise ValueError("A training batch is empty.")
+        x = self._lay_out(x)
         crafted = Crafted(x, self.craft(x, y), y, weight)
         return super().train_step((crafted, y), **fit_params)
 
@@ -675,6 +704,13 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         super().on_epoch_begin(net, dataset_train, dataset_valid, **kwargs)
         state = self.module_.state_dict()
         self._candidate = {k: v.detach().clone() for k, v in state.items()}
+
+    def _lay_out(self, x):
+        """Return `x` in the layout in which the network is fastest; once, see which it is."""
+        if self._channels_last is None:
+            with Victim(self.module_).frozen():
+                self._channels_last = x.ndim == 4 and lay_out(self.module_, x)
+        return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
 
     def _to_input(self, x):
         """Bring a batch to the device, precision and shape of the network."""
@@ -930,7 +966,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def __getstate__(self):
         with _temporary(self, _in_fit=False):
             state = super().__getstate__()
-        for name in ("_last_good", "_candidate", "_step_logits"):
+        for name in (*_OF_A_SESSION, "_step_logits"):
             state.pop(name, None)
         return state
 

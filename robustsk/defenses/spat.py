@@ -176,7 +176,9 @@ class SPATClassifier(BaseDefense):
         if self.head == "cosine":
             logits = self.logits(x)
             return logits, self_paced_loss(logits / self.s, y, scale=self.s, **options)
-        logits, features = forward_with_features(self.module_, x)
+        with self.arithmetic(x):
+            found = forward_with_features(self.module_, x)
+        logits, features = (part.to(x.dtype) for part in found)
         logits = self.logits(x, lambda _: logits)
         weight = get_classifier(self.module_)[1].weight
         cos = F.linear(F.normalize(features, eps=1e-12), F.normalize(weight, eps=1e-12))

@@ -11,13 +11,26 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.stats import beta
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_array
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import check_labels, dataset_labels, is_dataset, to_array
-from ..attacks import BaseAttack
-from ..attacks.base import check_attack, encode_labels, learn_bounds, restrict_targets
+from .._containers import (
+    Batches,
+    check_labels,
+    check_rows,
+    chunks,
+    copy_of,
+    dataset_labels,
+    is_dataset,
+    take,
+)
+from ..attacks import AutoAttack, BaseAttack
+from ..attacks.base import (
+    check_attack,
+    encode_labels,
+    learn_bounds,
+    restrict_targets,
+)
 from ..attacks.targets import Victim, as_victim
 
 
@@ -31,7 +44,8 @@ class AdversarialOutcome:
         True labels, predictions without and under attack. Samples that are
         misclassified without an attack are not attacked.
     X_adv : ndarray of shape (n_samples, ...)
-        The samples that were judged.
+        The samples that were judged; in a temporary file if they are many and
+        the data are not in memory.
     info : dict of str to ndarray of shape (n_samples, ...)
         What the attack reports about each sample, such as ``"n_queries"``;
         zero where it was not attacked.
@@ -70,6 +84,7 @@ def adversarial_outcome(
         What is attacked; see :func:`robustsk.attacks.as_victim`. The last word
         is that of its own `predict`.
     X : array-like of shape (n_samples, ...) or torch Dataset
+        A memory-mapped array or a Dataset is read in parts.
     y : array-like of shape (n_samples,)
         True labels.
     attack : attack
@@ -93,64 +108,89 @@ def adversarial_outcome(
     >>> bool(outcome.robust.mean() < outcome.correct.mean())
     True
     """
+    return _outcome(estimator, X, y, attack)
+
+
+def _outcome(estimator, X, y, attack, keep_samples=True):
+    """Return the outcome of an attack, without X_adv and info unless they are to be kept."""
     check_attack(attack)
     attack = attack._resolved()
     victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
     y_true = column_or_1d(check_labels(y))
-    values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+    values = check_rows(X)
     check_consistent_length(values, y_true)
+    batches = Batches(attack._n_at_a_time(values, victim))
+    attack = attack._with(_batches=batches)
     encode_labels(y_true, victim.learn_classes(values), "y")
     attack._check_target(values, y_true, victim)
-    y_pred = _predict(estimator, victim, values, X)
+    y_pred = _predict(estimator, victim, values, X, batches)
     bounds = getattr(attack, "clip_bounds_", victim.bounds)
-    if bounds is None:
+    if bounds is None and isinstance(attack.clip, str):
         bounds = learn_bounds(values, victim.is_image)
-    correct = y_pred == y_true
-    X_adv, y_pred_adv, info = values.copy(), y_pred.copy(), {}
-    used = before = replace(victim.calls)
-    if correct.any():
-        if attack.target is not None and np.ndim(attack.target) == 1:
-            check_consistent_length(attack.target, values)
-        X_adv[correct], found = restrict_targets(attack, correct).run(
-            values[correct],
-            y_true[correct],
+    correct = np.flatnonzero(y_pred == y_true)
+    X_adv = copy_of(values) if keep_samples else None
+    y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0
+    if attack.target is not None and np.ndim(attack.target) == 1 and len(correct):
+        check_consistent_length(attack.target, values)
+    attacked = take(values, correct)
+    # the worst case over several attacks is theirs to keep
+    whole = isinstance(attack, AutoAttack) or not attack.per_sample
+    parts = [slice(0, len(correct))] if whole else chunks(attacked, batches.first)
+    for part in parts if len(correct) else []:
+        rows, before = correct[part], replace(victim.calls)
+        found, reported = restrict_targets(attack, rows).run(
+            attacked if whole else attacked[part],
+            y_true[rows],
             victim,
             bounds=bounds,
             keep="first",
-            original=X,
+            original=None if part.start else X,
             return_info=True,
         )
-        for name, reported in found.items():
-            info[name] = np.zeros((len(values), *reported.shape[1:]), dtype=reported.dtype)
-            info[name][correct] = reported
-        used = replace(victim.calls)
-        y_pred_adv[correct] = _predict(estimator, victim, X_adv[correct], X)
-    return AdversarialOutcome(
-        y_true,
-        y_pred,
-        y_pred_adv,
-        X_adv,
-        info,
-        used.forward - before.forward,
-        used.backward - before.backward,
-    )
+        n_forward += victim.calls.forward - before.forward
+        n_backward += victim.calls.backward - before.backward
+        y_pred_adv[rows] = _predict(estimator, victim, found, X, batches)
+        if keep_samples:
+            X_adv[rows] = found
+            for name, values_of in reported.items():
+                if name not in info:
+                    shape = (len(values), *values_of.shape[1:])
+                    info[name] = np.zeros(shape, dtype=values_of.dtype)
+                info[name][rows] = values_of
+    batches.warn()
+    return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv, info, n_forward, n_backward)
 
 
-def _predict(estimator, victim, values, X):
+def _predict(estimator, victim, values, X, batches=None):
     """Predict the labels of `values` as a user of `X` would."""
     if isinstance(estimator, FrozenEstimator):
         estimator = estimator.estimator
-    if not isinstance(estimator, (nn.Module, Victim)):
-        if hasattr(X, "columns") and hasattr(estimator, "feature_names_in_"):
-            values = type(X)(values, columns=X.columns)
-        return np.asarray(estimator.predict(values))
     found = []
+    if not isinstance(estimator, (nn.Module, Victim)):
+        framed = hasattr(X, "columns") and hasattr(estimator, "feature_names_in_")
+        parts = chunks(values)
+
+        def ask(rows):
+            part = values[rows]
+            if framed:
+                part = type(X)(part, columns=X.columns)
+            found.append(np.asarray(estimator.predict(part)))
+
+        own = Batches(parts[0].stop)
+        own.run(ask, len(values))
+        if batches is not None and own.size < min(own.first, batches.size):
+            batches.size = own.size
+        return np.concatenate(found)
+    batches = Batches(256) if batches is None else batches
+
+    def look(rows):
+        x = torch.from_numpy(np.array(values[rows]))
+        found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
+
     with victim.frozen(), torch.no_grad():
-        for start in range(0, len(values), 256):
-            x = torch.from_numpy(np.array(values[start : start + 256]))
-            found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
+        batches.run(look, len(values))
     labels = np.concatenate(found)
     return labels if victim.classes is None else victim.classes[labels]
 
@@ -171,7 +211,8 @@ def score_adversarial(
         What is attacked: a robustsk or skorch estimator, a torch module, or a
         scikit-learn classifier or pipeline through which gradients can flow.
     X : array-like of shape (n_samples, ...) or torch Dataset
-        Test data, in the units in which the `eps` of the attack is given.
+        Test data, in the units in which the `eps` of the attack is given. A
+        memory-mapped array or a Dataset may be larger than memory.
     y : array-like of shape (n_samples,)
         True labels.
     attack : attack
@@ -203,7 +244,7 @@ def score_adversarial(
     >>> score_adversarial(clf, X, y, PGD(eps=0.0, random_state=0)) == clf.score(X, y)
     True
     """
-    robust = adversarial_outcome(estimator, X, y, attack).robust
+    robust = _outcome(estimator, X, y, attack, keep_samples=False).robust
     if sample_weight is None:
         return float(robust.mean())
     weight = _check_sample_weight(sample_weight, robust[:, None], dtype=np.float64)
@@ -268,7 +309,7 @@ def robust_accuracy(
     >>> result.low <= result.accuracy <= result.high
     True
     """
-    robust = adversarial_outcome(estimator, X, y, attack).robust
+    robust = _outcome(estimator, X, y, attack, keep_samples=False).robust
     low, high = clopper_pearson_interval(int(robust.sum()), len(robust), confidence)
     return RobustAccuracy(float(robust.mean()), low, high, confidence, len(robust))
 
@@ -347,7 +388,7 @@ def attack_success_rate(
     """
     if over not in ("correct", "all"):
         raise ValueError(f"over must be 'correct' or 'all', got {over!r}.")
-    outcome = adversarial_outcome(estimator, X, y, attack)
+    outcome = _outcome(estimator, X, y, attack, keep_samples=False)
     broken = ~outcome.robust
     if over == "all":
         return float(broken.mean())

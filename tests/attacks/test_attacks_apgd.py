@@ -164,7 +164,8 @@ def test_start_and_first_step(norm):
         assert_allclose(second, moved * (eps / length).clamp_max(1), rtol=1e-10)
 
 
-def test_restarts_and_targets_start_elsewhere(table):
+def test_restarts_and_targets_start_elsewhere(table, monkeypatch):
+    monkeypatch.setattr("robustsk.attacks._descent._ROOM", 0)  # one run after the other
     net = Recorder(table.net)
     attack = APGD(n_steps=3, n_restarts=2, n_targets=2, eps=0.5, clip=None, random_state=0)
     x, y = torch.tensor(table.X[:5]), torch.tensor(table.y[:5])
@@ -401,9 +402,11 @@ def test_fooled_samples_leave_the_batch(images):
     recorder = Recorder(images.net)
     x, y = torch.tensor(images.X[:60]), torch.tensor(images.y[:60])
     APGD(eps=0.08, clip=(0, 1), n_steps=20, random_state=0).perturb(recorder, x, y, keep="first")
-    sizes = [len(z) for z in recorder.inputs]
+    # a few samples are used to find out how the network is run best
+    sizes = [len(z) for z in recorder.inputs if len(z) > 2]
     assert sizes == sorted(sizes, reverse=True)
-    right = [int((out.argmax(1) == y[: len(out)]).sum()) for out in recorder.outputs[:1]]
+    whole = next(out for out in recorder.outputs if len(out) == 60)
+    right = [int((whole.argmax(1) == y).sum())]
     assert sizes[-1] < 60
     assert sizes[1] <= right[0] + 0.05 * 60
 
@@ -422,6 +425,7 @@ def test_targets_are_the_most_likely_wrong_classes_of_the_clean_sample(images):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apgd, "aim", aim)
+        patch.setattr("robustsk.attacks._descent._ROOM", 0)  # one target after the other
         attack = APGD(eps=1e-4, clip=(0, 1), n_steps=1, n_targets=4, random_state=0)
         attack.perturb(images.net, x, y)
     with torch.no_grad():

@@ -271,7 +271,7 @@ def test_an_interrupted_run_goes_on(digits, tmp_path, budget, monkeypatch):
     assert_array_equal(resumed.stage, whole.stage)
     assert [s.n_fooled for s in resumed.stages] == [s.n_fooled for s in whole.stages]
     # the third time nothing is left to be done but to look at the clean samples
-    spy.budget = 10
+    spy.budget = 20
     AutoAttack(spy, state_path=path, **common).evaluate(X, y)
     with pytest.raises(ValueError, match="state of another evaluation"):
         AutoAttack(net, state_path=path, **{**common, "eps": 0.05}).evaluate(X, y)

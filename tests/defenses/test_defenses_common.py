@@ -142,7 +142,7 @@ def test_images(cls, learner, images, kind):
     elif kind == "flat":
         X = X.reshape(len(X), -1)
         settings["input_shape"] = (1, 8, 8)
-    clf = learner(cls, lr=0.01, **settings).fit(X, y)
+    clf = learner(cls, lr=0.01, max_epochs=30, **settings).fit(X, y)
     assert clf.input_shape_ == ((8, 8) if kind == "nhw" else (1, 8, 8))
     check_outputs(clf, X, y)
     assert clf.score(X, y) > 0.8

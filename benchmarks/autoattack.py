@@ -1,16 +1,18 @@
 """Side by side with the public AutoAttack: same weights, same images, one table.
 
     python benchmarks/autoattack.py --data-home FOLDER                      # MNIST
+    python benchmarks/autoattack.py --data-home FOLDER --only all           # and the components
     python benchmarks/autoattack.py --data-home FOLDER --data cifar10       # CIFAR-10
     python benchmarks/autoattack.py --data-home IMAGES.tar --data folder    # class folders
 
 The last form reads ``train/<class>/<image>`` and ``test/<class>/<image>`` from a folder or tar
 file, with CIFAR-10's settings.
 
-A small CNN is trained adversarially once (and kept in ``--weights``). Then every component and
-the whole of AutoAttack run on the same test images, from robustsk and from the public
+A small CNN is trained adversarially once (and kept in ``--weights``). Then AutoAttack and, if
+wanted, every component of it run on the same test images, from robustsk and from the public
 implementation (package ``autoattack``, https://github.com/fra31/auto-attack) if it can be
-imported; what is missing is named and skipped.
+imported; what is missing is named and skipped. The two take turns; ratios are medians of the ratios
+within a turn, with the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import pathlib
-import platform
 import sys
-import time
+from functools import partial
 
 import numpy as np
 import torch
+from _timing import Table, in_turns, machine, ratio, use_cpu_time
 from skorch.callbacks import LRScheduler
 from torch import nn
 
@@ -34,10 +36,14 @@ from robustsk.metrics import adversarial_outcome
 from robustsk.training import EpsWarmup
 
 SETTINGS = {
-    "mnist": {"eps": 0.3, "epochs": 6, "n_train": 60000, "n_test": 1000},
-    "cifar10": {"eps": 8 / 255, "epochs": 10, "n_train": 15000, "n_test": 256},
-    "folder": {"eps": 8 / 255, "epochs": 10, "n_train": 15000, "n_test": 256},
+    "mnist": {"eps": 0.3, "epochs": 6, "n_train": 15000, "n_test": 100},
+    "cifar10": {"eps": 8 / 255, "epochs": 10, "n_train": 5000, "n_test": 64},
+    "folder": {"eps": 8 / 255, "epochs": 10, "n_train": 5000, "n_test": 64},
 }
+COLUMNS = [
+    "attack", "robustsk", "s", "forward", "backward", "public", "s", "difference",
+    "time ratio (spread)",
+]  # fmt: skip
 
 
 class SmallNet(nn.Sequential):
@@ -153,7 +159,12 @@ def main():
     parser.add_argument("--n-train", type=int)
     parser.add_argument("--n-test", type=int)
     parser.add_argument("--weights", help="file to keep the trained network in")
-    parser.add_argument("--only", nargs="*", help="rows to run")
+    parser.add_argument(
+        "--only", nargs="+", default=["standard", "fast"], help="rows to run, or all"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser.add_argument("--csv", help="file for the table")
+    parser.add_argument("--cpu-time", action="store_true", help="in place of the clock on the wall")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -161,38 +172,39 @@ def main():
         if getattr(args, name) is None:
             setattr(args, name, value)
     torch.set_num_threads(args.threads)
+    if args.cpu_time:
+        use_cpu_time()
 
     net, X, y = trained_model(args)
     weak = PGD(eps=args.eps, norm=args.norm, n_steps=40, clip=(0, 1), random_state=args.seed)
     outcome = adversarial_outcome(net, X, y, weak)
     print(
-        f"{platform.processor() or platform.machine()}, {args.threads} threads; {args.data}, "
-        f"{len(X)} images, norm {args.norm:g}, eps {args.eps:.4g}: clean "
-        f"{outcome.correct.mean():.3f}, PGD-40 {outcome.robust.mean():.3f}\n"
+        f"{machine()}; {args.data}, {len(X)} images, norm {args.norm:g}, eps {args.eps:.4g}: clean "
+        f"{outcome.correct.mean():.3f}, PGD-40 {outcome.robust.mean():.3f}"
     )
-    public, whole = peer(args), None
-    print("| attack | robustsk | s | forward | backward | public | s | difference | time ratio |")
-    print("|---" * 9 + "|")
-    for name, attack in ours(args).items():
-        if args.only and name not in args.only:
-            continue
-        start = time.perf_counter()
-        outcome = adversarial_outcome(net, X, y, attack)
-        seconds = time.perf_counter() - start
-        theirs = whole if name == "fast" else None
-        if public is not None and name != "fast":
-            start = time.perf_counter()
-            theirs = public(name, net, X, y), time.perf_counter() - start
-        if name == "standard":
-            whole = theirs
-        accuracy = float(outcome.robust.mean())
-        row = [name, f"{accuracy:.4f}", f"{seconds:.1f}", outcome.n_forward, outcome.n_backward]
-        if theirs is None:
-            row += ["", "", "", ""]
-        else:
-            row += [f"{theirs[0]:.4f}", f"{theirs[1]:.1f}"]
-            row += [f"{100 * (accuracy - theirs[0]):+.1f} points", f"{seconds / theirs[1]:.3f}"]
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+    public = peer(args)
+    print()
+    table = Table(COLUMNS, args.csv)
+    attacks = {k: v for k, v in ours(args).items() if {k, "all"} & {*args.only}}
+    whole = [name for name in ("standard", "fast") if name in attacks]
+    # both versions are compared with the same runs of the public one
+    for names in [*([name] for name in attacks if name not in whole), whole]:
+        candidates = {n: partial(adversarial_outcome, net, X, y, attacks[n]) for n in names}
+        if public is not None and names:
+            part = "standard" if names == whole else names[0]
+            candidates["public"] = partial(public, part, net, X, y)
+        clocks = in_turns(candidates, args.repeats, warm_up=False)
+        for name in names:
+            outcome = clocks[name].result
+            accuracy = float(outcome.robust.mean())
+            row = [name, f"{accuracy:.4f}", f"{clocks[name].median:.1f}"]
+            row += [outcome.n_forward, outcome.n_backward]
+            if "public" in clocks:
+                theirs = clocks["public"]
+                row += [f"{theirs.result:.4f}", f"{theirs.median:.1f}"]
+                row += [f"{100 * (accuracy - theirs.result):+.1f} points"]
+                row += [str(ratio(clocks[name], theirs))]
+            table.add(*row)
 
 
 if __name__ == "__main__":

@@ -147,12 +147,6 @@ def _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
     hit = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     alive = torch.arange(len(z), device=z.device)
     velocity = None
-    if batch.keep == "worst" and has_moved:
-        # a clean error is a success as well, and is not in the path of a random start
-        with torch.no_grad():
-            hit = batch.fooled(batch.victim(batch.x))
-        result[hit] = batch.x[hit]
-
     for _ in range(n_steps):
         logits, _, gradient = batch.value_and_gradient(z)
         now = batch.fooled(logits)
@@ -188,7 +182,25 @@ def _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
     take = ~hit[alive] if batch.keep == "first" else now | ~hit[alive]
     result[alive[take]] = z[take]
     hit[alive] |= now
+    if batch.keep == "worst" and has_moved:
+        # nor is a clean error, which is not in the path of a random start
+        keep_clean_errors(batch, result, hit)
     return result, hit, value
+
+
+def keep_clean_errors(batch, result, hit):
+    """Return to the samples, of those that nothing has fooled, where the victim errs."""
+    missed = (~hit).nonzero()[:, 0]
+    if len(missed) == 0:
+        return
+    clean = batch.select(missed)
+    logits = clean.clean_logits
+    if logits is None:
+        with torch.no_grad():
+            logits = clean.victim(clean.x)
+    wrong = clean.fooled(logits)
+    result[missed[wrong]] = clean.x[wrong]
+    hit[missed[wrong]] = True
 
 
 @dataclass
@@ -271,11 +283,6 @@ def walk(batch, z, *, n_steps, advance, patience=None):
         take = fooled | (n_fooled[rows] == 0)
         result[rows[take]] = z[take]
         n_fooled[rows] += fooled
-        missed = (n_fooled == 0).nonzero()[:, 0]
-        if batch.keep == "worst" and len(missed):
-            # nor is a clean error, which is not on the path of a random start
-            clean = whole.select(missed)
-            with torch.no_grad():
-                wrong = clean.fooled(clean.victim(clean.x))
-            result[missed[wrong]] = clean.x[wrong]
+        if batch.keep == "worst":
+            keep_clean_errors(whole, result, n_fooled > 0)
     return Path(result, n_right, first, n_taken)

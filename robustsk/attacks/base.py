@@ -258,6 +258,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         seed: int | None = None,
         keep: str = "last",
+        clean_logits: torch.Tensor | None = None,
         return_info: bool = False,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Attack one batch of tensors.
@@ -281,6 +282,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         keep : {"last", "worst", "first"}, default="last"
             Return the last iterate; the last one unless only an earlier one
             fooled the model; or the first one that did.
+        clean_logits : torch.Tensor of shape (n, n_classes), optional
+            Logits of `x`, where the caller knows them already.
         return_info : bool, default=False
             Whether to return also what the attack reports about each sample.
 
@@ -334,6 +337,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 objective=self._resolve_objective(objective),
                 noise=SampleNoise(x, seed),
                 keep=keep,
+                clean_logits=clean_logits,
             )
             self._complete(batch)
             result = self._attack_batch(batch).detach()
@@ -349,7 +353,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     def _complete(self, batch):
         """Fill in what depends on the clean prediction."""
         by_prediction = isinstance(self.target, str) and self.target in BY_PREDICTION
-        if batch.y is None or batch.objective.needs_clean or by_prediction:
+        needed = batch.y is None or batch.objective.needs_clean or by_prediction
+        if needed and batch.clean_logits is None:
             with torch.no_grad():
                 batch.clean_logits = batch.victim(batch.x)
         if batch.y is None:

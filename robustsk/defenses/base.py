@@ -43,13 +43,14 @@ from .._shared import SharedParameters
 from ..attacks import PGD, BaseAttack, Victim
 from ..attacks._engine import Engine, lay_out
 from ..attacks.base import check_attack, encode_labels, learn_bounds, warn_about_units
+from ..attacks.objectives import resolve_objective
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
 from ..models import make_module
 from ._data import Crafted, Samples, collate
 
 #: What is needed during training only.
-_OF_A_SESSION = ("_victims", "_last_good", "_candidate")
+_OF_A_SESSION = ("_victims", "_clean", "_last_good", "_candidate")
 
 
 class BaseDefense(SharedParameters, NeuralNetClassifier):
@@ -152,6 +153,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     _shape_checked = False
     _channels_last = None
     _step_logits = None
+    _shares_clean = False
+    _clean = None
     _victims = None
     _last_good = None
     _candidate = None
@@ -290,21 +293,35 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         if not self._shape_checked:
             with victim.frozen(), torch.no_grad():
                 self._check_logits(victim(rows), x)
+        objective = self.attack_objective()
+        clean = None
+        if (
+            self._shares_clean
+            and module is self.module_
+            and resolve_objective(objective).needs_clean
+        ):
+            clean = self.logits(x)
+            self._clean = x, clean
         x_adv = self.adversary_.perturb(
             victim,
             rows,
             y,
-            self.attack_objective(),
+            objective,
             bounds=victim.bounds,
             seed=int(self._rng.randint(np.iinfo(np.int32).max)),
+            clean_logits=None if clean is None else clean.detach(),
         )
         return x_adv.reshape(x.shape)
 
     def logits(self, x, module=None):
         """Return the logits of a batch, shape (n, n_classes)."""
-        with self.arithmetic(x):
-            logits = two_logits((self.module_ if module is None else module)(x))
-        logits = logits.to(x.dtype)
+        if module is None and self._clean is not None and self._clean[0] is x:
+            # once only: an optimizer may ask again, with other weights
+            (_, logits), self._clean = self._clean, None
+        else:
+            with self.arithmetic(x):
+                logits = two_logits((self.module_ if module is None else module)(x))
+            logits = logits.to(x.dtype)
         if not self._shape_checked:
             self._check_logits(logits, x)
         if self._step_logits is None:
@@ -710,6 +727,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         if self._channels_last is None:
             with Victim(self.module_).frozen():
                 self._channels_last = x.ndim == 4 and lay_out(self.module_, x)
+            self._shares_clean = _is_the_same_in_training(self.module_, x[:2])
         return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
 
     def _to_input(self, x):
@@ -994,6 +1012,20 @@ class _RawInput(nn.Module):
         if self.input_shape is not None:
             x = x.reshape(len(x), *self.input_shape)
         return self.module(x)
+
+
+def _is_the_same_in_training(module, x):
+    """Return whether a network computes the same in training and in evaluation mode.
+
+    One with buffers is taken for one that does not: it may write to them.
+    """
+    if next(module.buffers(), None) is not None:
+        return False
+    was_training = module.training
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
+        first, second = (two_logits(module.train(mode)(x)) for mode in (False, True))
+    module.train(was_training)
+    return torch.equal(first, second)
 
 
 def _resolve_device(device):

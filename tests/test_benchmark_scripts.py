@@ -1,0 +1,104 @@
+"""The benchmarks run; what they measure is not asserted."""
+
+import csv
+import pathlib
+import runpy
+import sys
+
+import pytest
+import torch
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a script in this process, which has loaded everything already."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+
+    def run(script, *arguments):
+        path = str(BENCHMARKS / script)
+        arguments = ["--quick", "--device", "cpu", "--threads", "1", *arguments]
+        monkeypatch.setattr(sys, "argv", [path, *arguments])
+        with torch.random.fork_rng(devices=[]):
+            runpy.run_path(path, run_name="__main__")
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def table(run, tmp_path):
+    """Run rows of a script and return the lines of the table."""
+
+    def table(script, *rows):
+        # loading other libraries takes longer than the rest
+        alone = ["--peers"] if script == "attacks.py" else []
+        path = tmp_path / "table.csv"
+        run(script, "--csv", str(path), *alone, "--rows", *rows)
+        with path.open() as file:
+            return list(csv.DictReader(file))
+
+    return table
+
+
+def check(lines):
+    for line in lines:
+        assert float(line["ratio (spread)"].split()[0]) >= 0
+        accuracies = [line["robust accuracy"], line["of yardstick"]]
+        # a candidate that does less work would find fewer adversarial examples
+        if all(accuracies):
+            assert float(accuracies[0]) == pytest.approx(float(accuracies[1]), abs=0.1)
+
+
+def test_attacks(table):
+    lines = table("attacks.py", "pgd", "bf16", "score", "ceiling")
+    check(lines)
+    named = {(line["candidate"], line["yardstick"]) for line in lines}
+    assert ("robustsk perturb", "plain loop") in named
+    assert ("robustsk generate", "plain loop") in named
+
+
+def test_training(table):
+    lines = table("training.py", "pgd_at-small_cnn", "spat-small_cnn")
+    check(lines)
+    losses = [line["remarks"].split()[1::2] for line in lines if "loss" in line["remarks"]]
+    assert len(losses) == 2
+    for ours, plain in losses:
+        assert float(ours) == pytest.approx(float(plain), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_other_rows(run, table, capsys):
+    check(table("attacks.py", "digits", "memory"))
+    check(table("training.py", "trades-small_cnn", "cce-small_cnn"))
+    run("attacks.py", "--ablation")
+    assert "batch norms folded" in capsys.readouterr().out
+
+
+def test_clocks(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _timing import Clocked, in_turns, ratio
+
+    seen = []
+    candidates = {name: lambda name=name: seen.append(name) or name for name in "ab"}
+    clocks = in_turns(candidates, repeats=2)
+    assert "".join(seen) == "ababab"
+    assert [len(clock.seconds) for clock in clocks.values()] == [2, 2]
+    assert clocks["b"].result == "b"
+    # the machine was twice as slow in the second turn
+    found = ratio(Clocked([1.0, 2.0, 3.0]), Clocked([2.0, 4.0, 3.0]))
+    assert (found.median, found.low, found.high) == (0.5, 0.5, 1.0)
+
+
+def test_plain_loops_stay_in_the_threat_model(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from _problems import BatchNormNet, plain_pgd
+
+    torch.manual_seed(0)
+    x, y = torch.rand(4, 1, 28, 28), torch.arange(4)
+    z = plain_pgd(BatchNormNet(2).eval(), x, y, 0.1, 0.05, 3)
+    assert z.min() >= 0
+    assert z.max() <= 1
+    assert 0.05 < (z - x).abs().max() <= 0.1 + 1e-6

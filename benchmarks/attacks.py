@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import inspect
 import pathlib
 import re
 import resource
@@ -238,9 +237,6 @@ def pgd(args, table):
 
 
 def bf16(args, table):
-    if "precision" not in inspect.signature(PGD).parameters:
-        print("bf16 is left out: PGD has no parameter `precision`.")
-        return
     setting = args.large
     name = "robustsk perturb, bf16"
     clocks = in_turns(
@@ -352,9 +348,12 @@ def digits(args, table):
 
 def memory(args, table):
     """Every measurement in a process of its own, for the peak of a process never falls."""
-    kinds = {"training step": "step", "plain loop": "plain", "robustsk perturb": "perturb"}
-    if "precision" in inspect.signature(PGD).parameters:
-        kinds["robustsk perturb, bf16"] = "bf16"
+    kinds = {
+        "training step": "step",
+        "plain loop": "plain",
+        "robustsk perturb": "perturb",
+        "robustsk perturb, bf16": "bf16",
+    }
     command = [sys.executable, *sys.argv, "--child"]
     peak = {}
     for name, kind in kinds.items():

@@ -21,7 +21,6 @@ passes         The forward and backward passes that the method needs, on the sam
 from __future__ import annotations
 
 import copy
-import inspect
 from functools import partial
 
 import numpy as np
@@ -163,7 +162,10 @@ def passes(method, net, engine, x, args):
                     for _ in range(args.steps):
                         torch.autograd.grad(run(z).sum(), z)
             net.train().zero_grad()
-            sum(member(a).sum() for member in members for _ in range(outer)).backward()
+            low = args.precision is not None
+            with torch.autocast(a.device.type, torch.bfloat16, enabled=low):
+                total = sum(member(a).sum() for member in members for _ in range(outer))
+            total.backward()
 
     return epoch
 
@@ -200,6 +202,7 @@ def estimator(method, net, X, y, args, lr):
         lr=lr,
         max_epochs=1,
         batch_size=args.batch_size,
+        precision=args.precision,
         iterator_train__shuffle=False,
         classes=np.arange(10),
         warm_start=True,
@@ -216,15 +219,14 @@ def estimator(method, net, X, y, args, lr):
 
 def adversary(method, args):
     start = "uniform" if method in ("pgd_at", "cce") else "gaussian"
-    known = inspect.signature(PGD).parameters
-    wanted = {"precision": args.precision, "compile": args.compile}
     return PGD(
         eps=args.eps,
         step_size=args.step_size,
         n_steps=args.steps,
         random_start=start,
         clip=(0, 1),
-        **{name: value for name, value in wanted.items() if name in known and value},
+        precision=args.precision,
+        compile=args.compile,
     )
 
 
@@ -302,7 +304,7 @@ def main():
     parser.add_argument("--batch", type=int, help="samples per batch")
     parser.add_argument("--batches", type=int, help="batches per epoch")
     parser.add_argument("--steps", type=int, default=10, help="of the adversary")
-    parser.add_argument("--precision", choices=["bf16"], help="of the attack of robustsk")
+    parser.add_argument("--precision", choices=["bf16"], help="of robustsk")
     parser.add_argument("--compile", action="store_true", help="the attack of robustsk")
     args = parse(parser)
     args.repeats = args.repeats or (1 if args.quick else 3)

@@ -55,7 +55,9 @@ class Search:
         self.batch = batch.select(rows)
         self.queries = queries
         self.left = queries.limit if limit is None else limit
-        self.best, self.found = self.batch.x.clone(), self.batch.x.clone()
+        # as `ask_change` sees the points as rows
+        self.best = self.batch.x.clone(memory_format=torch.contiguous_format)
+        self.found = self.best.clone()
         self.value = torch.full_like(self.best.flatten(1).sum(1), -torch.inf)
         self.found_value = self.value.clone()
         self._rows = rows
@@ -79,10 +81,42 @@ class Search:
         torch.Tensor of shape (m,) or (m, k)
             The margin at each point.
         """
-        batch, m = self.batch, len(self)
-        k = z.shape[1] if z.ndim > batch.x.ndim else 1
-        points = z.reshape(m * k, *batch.x.shape[1:])
-        rows, y, target = self._rows, batch.y, batch.target
+        m, sample_ndim = len(self), self.batch.x.ndim - 1
+        k = z.shape[1] if z.ndim > sample_ndim + 1 else 1
+        points = z.reshape(m * k, *z.shape[z.ndim - sample_ndim :])
+        value, score = self._margins(points, k)
+        chosen = None
+        if k > 1:
+            score, which = score.reshape(m, k).max(1)
+            chosen = torch.arange(m, device=which.device) * k + which
+        better = self._improve(score)
+        self.best[better] = points[better if chosen is None else chosen[better]]
+        return value.reshape(z.shape[: z.ndim - sample_ndim])
+
+    def ask_change(self, where, values):
+        """Ask about the best points with a few features changed; keep what is better.
+
+        The points are changed in place, so that nothing but these features is
+        copied or looked at.
+
+        Parameters
+        ----------
+        where : torch.Tensor of int64 of shape (m, k)
+            Places in the flattened points, distinct in each row.
+        values : torch.Tensor of shape (m, k)
+            What is put there.
+        """
+        flat = self.best.flatten(1)
+        before = flat.gather(1, where)
+        flat.scatter_(1, where, values)
+        better = self._improve(self._margins(self.best, 1)[1])
+        before[better] = values[better]
+        flat.scatter_(1, where, before)
+
+    def _margins(self, points, k):
+        """Ask `k` questions per sample; return the margins, and infinity where one fools."""
+        batch, rows = self.batch, self._rows
+        y, target = batch.y, batch.target
         if k > 1:
             rows, y = rows.repeat_interleave(k), y.repeat_interleave(k)
             target = None if target is None else target.repeat_interleave(k)
@@ -91,13 +125,13 @@ class Search:
         value = MARGIN(logits, y, target).to(points.dtype)
         predicted = logits.argmax(1)
         fooled = predicted != y if target is None else predicted == target
-        score = value.masked_fill(fooled, torch.inf).reshape(m, k)
-        top, which = score.max(1)
-        better = top > self.value
-        chosen = (torch.arange(m, device=which.device) * k + which)[better]
-        self.best[better] = points[chosen]
-        self.value = torch.where(better, top, self.value)
-        return value.reshape(z.shape[: z.ndim - batch.x.ndim + 1])
+        return value, value.masked_fill(fooled, torch.inf)
+
+    def _improve(self, score):
+        """Return the samples whose `score` is the highest so far, and remember it."""
+        better = score > self.value
+        self.value = torch.where(better, score, self.value)
+        return better.nonzero()[:, 0]
 
     def drop(self, *state):
         """Let the samples leave that are done.

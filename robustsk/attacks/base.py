@@ -415,9 +415,10 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """Return how the network is run."""
         if self.bn_mode not in ("eval", "train"):
             raise ValueError(f"bn_mode must be 'eval' or 'train', got {self.bn_mode!r}.")
-        # statistics of the batch are part of what the network computes
-        fold = self.bn_mode == "eval"
-        return Engine(self.precision, self.compile, fold=fold, channels_last=fold)
+        # statistics of the batch are part of what the network computes, and where questions
+        # count there are none to spare for trials
+        tries = self.bn_mode == "eval" and self.access not in ("scores", "labels")
+        return Engine(self.precision, self.compile, fold=tries, channels_last=tries)
 
     def _with(self, **settings):
         """Return this attack with other shared parameters."""

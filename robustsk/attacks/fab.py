@@ -6,7 +6,14 @@ import numbers
 
 import torch
 
-from ._boundary import from_unit, nearest_boundary, step_to_plane, unit_box, wrong_classes
+from ._boundary import (
+    from_unit,
+    length,
+    nearest_boundary,
+    step_to_plane,
+    unit_box,
+    wrong_classes,
+)
 from ._descent import _COMPACT_AT
 from .base import check_count
 from .minimal import BaseMinimalAttack
@@ -155,7 +162,7 @@ class FAB(BaseMinimalAttack):
             fooled = batch.fooled(logits)
             closest.update(z, fooled, rows)
             base = height - (w * u).sum(1)
-            start = torch.where(fooled[:, None], self.beta * u, u)
+            start = u * torch.ones_like(base).masked_fill(fooled, self.beta)[:, None]
             back = fooled.nonzero()[:, 0]
             if step >= _FROM_NEAR * self.n_steps and len(back):
                 part = batch.select(back)
@@ -185,8 +192,8 @@ class FAB(BaseMinimalAttack):
         points = torch.stack([u, torch.zeros_like(u)])
         heights = torch.stack([base + (w * u).sum(1), base])
         steps = step_to_plane(points, w, heights, low, high, norm)
-        length, length_back = torch.linalg.vector_norm(steps, ord=norm, dim=2)
-        alpha = (length / _positive(length + length_back)).clamp_max(self.alpha_max)[:, None]
+        there, back = length(steps, norm)
+        alpha = (there / _positive(there + back)).clamp_max(self.alpha_max)[:, None]
         ahead = (1 - alpha) * (u + self.eta * steps[0]) + alpha * self.eta * steps[1]
         return torch.clamp(ahead, low, high)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 
 import torch
@@ -27,6 +28,9 @@ class Closest:
 
     def __init__(self, batch):
         self.batch = batch
+        # the box is of no use for distances, and need not be copied with the samples it is about
+        self._ball = copy.copy(batch.ball)
+        self._ball.low = self._ball.high = self._ball.lower = self._ball.upper = None
         self.z = batch.x.clone()
         self.distance = torch.full((len(self.z),), torch.inf, dtype=self.z.dtype).to(self.z.device)
 
@@ -48,10 +52,16 @@ class Closest:
         """
         if rows is None:
             rows = torch.arange(len(z), device=z.device)
-        distance = self.batch.ball.select(rows).distance(z)
-        better = fooled & (distance < self.distance[rows])
-        self.z[rows[better]] = z[better]
-        self.distance[rows[better]] = distance[better]
+        better = torch.zeros_like(fooled)
+        hits = fooled.nonzero()[:, 0]
+        if len(hits) == 0:
+            return better
+        z, rows = z[hits], rows[hits]
+        distance = self._ball.select(rows).distance(z)
+        closer = (distance < self.distance[rows]).nonzero()[:, 0]
+        rows = rows[closer]
+        self.z[rows], self.distance[rows] = z[closer], distance[closer]
+        better[hits[closer]] = True
         return better
 
     @property

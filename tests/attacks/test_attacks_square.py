@@ -9,7 +9,9 @@ from torch import nn
 
 from robustsk.attacks import SquareAttack, as_victim
 from robustsk.attacks._noise import SampleNoise
+from robustsk.attacks._search import Search
 from robustsk.attacks.base import AttackBatch
+from robustsk.attacks.black_box import Queries
 from robustsk.attacks.objectives import OBJECTIVES
 from robustsk.attacks.square import (
     N_PLACED,
@@ -146,11 +148,17 @@ def test_window_sizes_follow_the_schedule(rescale):
         assert len(np.unique(window)) == 1
 
 
+def chosen(windows, where, sides):
+    """Return which places in the flattened samples a window holds."""
+    nothing = torch.zeros(len(where), int(np.prod(windows.shape)), dtype=torch.bool)
+    return nothing.scatter_(1, windows.index(where, sides), True)
+
+
 def test_windows_lie_everywhere_with_equal_probability():
     n = 4000
     windows = Windows((1, 5, 7))
     where = SampleNoise(torch.rand(n, 3, dtype=torch.float64), 0).uniform(0, (2,))
-    mask = windows.mask(where, (2, 3))
+    mask = windows.images(chosen(windows, where, (2, 3)))
     assert_array_equal(mask.flatten(1).sum(1), 6)
     first_row = mask[:, 0].any(2).int().argmax(1)
     first_column = mask[:, 0].any(1).int().argmax(1)
@@ -160,9 +168,6 @@ def test_windows_lie_everywhere_with_equal_probability():
     expected = n / (4 * 5)  # the last place counts as well
     assert counts[:4, :5].min() > expected - 5 * np.sqrt(expected)
     assert counts[:4, :5].max() < expected + 5 * np.sqrt(expected)
-    chosen = torch.zeros(n, 1, 5, 7)
-    chosen[windows.index(where, (2, 3))] = 1.0
-    assert_array_equal(chosen.bool(), mask)
 
 
 def test_frozen_features_take_no_place():
@@ -170,11 +175,20 @@ def test_frozen_features_take_no_place():
     windows = Windows((6,), weight)
     assert (windows.height, windows.width) == (1, 3)
     where = torch.tensor([[0.1, 0.1], [0.1, 0.9]])
-    index = windows.index(where, (1, 2))
-    assert_array_equal(index[3].squeeze(), [[1, 3], [3, 5]])
-    mask = windows.mask(where, (1, 2))[:, 0, 0]
-    moves = (weight > 0).numpy()
-    assert_array_equal(mask[:, moves], [[True, True, False], [False, True, True]])
+    assert_array_equal(windows.index(where, (1, 2)), [[1, 3], [3, 5]])
+
+
+def test_windows_hold_all_channels():
+    # the same rows and columns of each, also where some of them are frozen
+    weight = torch.ones(2, 4, 5)
+    weight[:, 1] = weight[:, :, 2] = 0.0
+    windows = Windows((2, 4, 5), weight)
+    where = torch.tensor([[0.0, 0.0], [0.99, 0.99]])
+    mask = windows.images(chosen(windows, where, (2, 3)))
+    for window, rows, columns in zip(mask, ([0, 2], [2, 3]), ([0, 1, 3], [1, 3, 4]), strict=True):
+        expected = torch.zeros(4, 5, dtype=torch.bool)
+        expected[np.ix_(rows, columns)] = True
+        assert_array_equal(window, torch.stack([expected, expected]))
 
 
 # --- norm inf ------------------------------------------------------------------------
@@ -189,7 +203,7 @@ def test_corner_moves(shape):
     corners = torch.stack([(x - 0.2).clamp_min(0), (x + 0.2).clamp_max(1)])
     assert (z == corners).any(0).all()
     drawn = batch.noise.uniform(1, (N_PLACED + windows.shape[0],))
-    new = corner_proposal(batch, windows, z, 0.1, drawn)
+    new = z.flatten(1).scatter(1, *corner_proposal(batch, windows, z, 0.1, drawn)).reshape(z.shape)
     assert (new == corners).any(0).all()
     changed = (new != z).flatten(1)
     assert changed.any(1).all()  # no question is wasted on what is known
@@ -347,6 +361,38 @@ def test_more_questions_never_give_less(norm, images):
         assert torch.all(now >= before - 1e-5)
         before = now
     assert (before - first).mean() > 0.5
+
+
+def test_a_change_in_place_is_the_same_question(images):
+    x, y = torch.tensor(images.X[:30]), torch.tensor(images.y[:30])
+    searches = []
+    for _ in range(2):
+        batch = batch_of(x, np.inf, 0.2)
+        batch.victim, batch.y = as_victim(images.net), y
+        searches.append(Search(batch, Queries(batch, 50), torch.arange(len(x))))
+    whole, in_place = searches
+    for search in searches:
+        search.ask(x)
+        search.drop()
+    n_kept = []
+    for step in range(20):
+        noise = whole.batch.noise
+        where = noise.uniform(step, x.shape[1:]).flatten(1).argsort(1)[:, :9]
+        before = whole.best.clone()
+        values = before.flatten(1).gather(1, where) + 0.2 * noise.normal(step, (9,))
+        whole.ask(before.flatten(1).scatter(1, where, values).reshape(before.shape))
+        in_place.ask_change(where, values)
+        assert_array_equal(in_place.best, whole.best)
+        assert_array_equal(in_place.value, whole.value)
+        n_kept.append((whole.best != before).flatten(1).any(1).sum() / len(before))
+        for search in searches:
+            search.drop()
+    assert 0 < min(n_kept) < max(n_kept) < 1
+    assert 0 < len(in_place) < 30
+    for search in searches:
+        search.finish()
+    assert_array_equal(in_place.found, whole.found)
+    assert_array_equal(in_place.queries.count, whole.queries.count)
 
 
 @pytest.mark.parametrize("keep", ["first", "worst", "last"])

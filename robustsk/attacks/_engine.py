@@ -100,7 +100,9 @@ class View:
         if not self._is_planned:
             self._plan(x)
             self._is_planned = True
-            self.open()
+            if self._is_low:
+                self.close()
+                self.open()
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if not self.is_rough:
@@ -111,29 +113,32 @@ class View:
     # --- what can be done ------------------------------------------------------------
 
     def _plan(self, x):
-        """Find out by trial what can be done to this network."""
-        x = x.detach()[:_N_TRIED]
-        wanted = _find_pairs(self.module, x) if self.engine.fold else []
+        """Find out by trial what can be done to this network, and do it."""
         lay_out = self.engine.channels_last and _is_wide(self.module)
-        for pairs, channels_last in [(wanted, lay_out), (wanted, False), ([], lay_out)]:
-            if (pairs or channels_last) and self._agrees(x, pairs, channels_last):
-                self._pairs, self._channels_last = pairs, channels_last
-                return
+        norms = _norms(self.module) if self.engine.fold else {}
+        if norms or lay_out:
+            x = x.detach()[:_N_TRIED]
+            wanted, expected = _find_pairs(self.module, norms, x)
+            for pairs, channels_last in [(wanted, lay_out), (wanted, False), ([], lay_out)]:
+                if not pairs and not channels_last:
+                    continue
+                self._undo = self._change(pairs, channels_last, None)
+                if self._agrees(x, expected, channels_last):
+                    self._pairs, self._channels_last = pairs, channels_last
+                    return
+                _restore(self._undo)
+        self._undo = self._change([], False, None)
 
-    def _agrees(self, x, pairs, channels_last):
-        """Return whether the network computes the same with these changes."""
-        with torch.no_grad():
-            expected = _first(self.module(x))
-            layout = torch.channels_last if channels_last and x.ndim == 4 else None
-            undo = self._change(pairs, channels_last, None)
-            try:
+    def _agrees(self, x, expected, channels_last):
+        """Return whether the network, as it has been changed, computes the same."""
+        layout = torch.channels_last if channels_last and x.ndim == 4 else None
+        try:
+            with torch.no_grad():
                 found = _first(self.module(x if layout is None else x.to(memory_format=layout)))
-            except RuntimeError as error:  # e.g. a view that wants another layout
-                if is_out_of_memory(error):
-                    raise
-                return False
-            finally:
-                _restore(undo)
+        except RuntimeError as error:  # e.g. a view that wants another layout
+            if is_out_of_memory(error):
+                raise
+            return False
         return bool(
             found.shape == expected.shape
             and (found - expected).abs().max() <= _TOLERANCE * expected.abs().max()
@@ -223,6 +228,7 @@ def lay_out(module, x):
     """
     view = View(module, Engine(fold=False))
     view._plan(x)
+    view.close()
     if view._channels_last:
         module.to(memory_format=torch.channels_last)
     return view._channels_last
@@ -262,29 +268,32 @@ def _identity(x):
 # --- folding -------------------------------------------------------------------------
 
 
-def _find_pairs(module, x):
-    """Return layers whose output goes to a batch normalisation and nowhere else.
-
-    The network is watched while it works on `x`, whatever its code looks like.
-    """
-    norms = {
+def _norms(module):
+    """Return the batch normalisations that do the same to every sample."""
+    return {
         id(m.running_mean): m
         for m in module.modules()
         if type(m) in _NORMS and m.running_mean is not None and not m.training and _is_untouched(m)
     }
-    if not norms:
-        return []
+
+
+def _find_pairs(module, norms, x):
+    """Return layers whose output goes to one of `norms` and nowhere else, and the logits.
+
+    The network is watched while it works on `x`, whatever its code looks like.
+    """
     layers = {id(m.weight): m for m in module.modules() if type(m) in _FOLDABLE}
     watch = _Watch(layers, norms)
     with torch.no_grad(), watch:
-        module(x)
-    return [
+        logits = _first(module(x))
+    pairs = [
         (layer, norm)
         for layer, norm, output in watch.pairs
         if watch.uses[id(output)] == 1
         and watch.calls[id(layer)] == watch.calls[id(norm)] == 1
         and _is_untouched(layer)
     ]
+    return pairs, logits
 
 
 class _Watch(TorchFunctionMode):
@@ -366,7 +375,8 @@ class _FewChannels:
     def __call__(self, x):
         layer = self.layer
         weight, bias = layer.weight, layer.bias
-        if x.ndim != 4 or not (x.requires_grad and torch.is_grad_enabled()):
+        wanted = x.requires_grad and torch.is_grad_enabled()
+        if x.ndim != 4 or not wanted or torch.is_autocast_enabled("cpu"):
             return F.conv2d(x, weight, bias, layer.stride, layer.padding)
         return _FewChannelsConvolution.apply(x, weight, bias, layer.stride, layer.padding)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from robustsk import PGD, PGDATClassifier, score_adversarial
 from robustsk.attacks import APGD, BPDA, BaseAttack, SquareAttack
-from robustsk.attacks._engine import Engine, _find_pairs, input_gradient, lay_out
+from robustsk.attacks._engine import Engine, _find_pairs, _norms, input_gradient, lay_out
 from robustsk.attacks.targets import Victim
 from robustsk.models import PreActResNet, ResNet, SmallCNN
 
@@ -151,7 +151,7 @@ def test_a_view_computes_what_the_module_computes(network, dtype):
 
 def test_what_can_be_folded_is_found(network):
     module, n_pairs = network
-    pairs = _find_pairs(module, torch.randn(2, 2, 8, 8))
+    pairs, _ = _find_pairs(module, _norms(module), torch.randn(2, 2, 8, 8))
     assert len(pairs) == n_pairs
     assert all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for _, norm in pairs)
 
@@ -475,3 +475,14 @@ def test_runs_that_share_a_batch_find_what_they_find_alone(digits, monkeypatch, 
     wrong = [victim.logits(z.numpy()).argmax(1) != y for z in results]
     assert (wrong[0] != wrong[1]).sum() <= 1
     assert 3 < wrong[0].sum() < 38
+
+
+def test_autocast_of_the_user_is_respected(digits):
+    clf, X, y = digits
+    x, y = torch.from_numpy(X[:16]), torch.from_numpy(y[:16]).long()
+    attack = PGD(eps=0.1, clip=(0, 1), random_state=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attack.perturb(clf, x, y)
+    assert found.dtype == torch.float32
+    assert (found - x).abs().max() <= 0.1 + 1e-6
+    assert not torch.equal(found, x)

@@ -80,7 +80,8 @@ class View:
         self.module = module
         self.engine = engine
         self._run = module
-        if engine.compile:
+        # what only asks a fitted classifier has nothing to compile
+        if engine.compile and next(module.parameters(), None) is not None:
             mode = {} if engine.compile is True else {"mode": engine.compile}
             self._run = torch.compile(module, **mode)
         self._is_open = self._is_planned = False
@@ -116,7 +117,9 @@ class View:
         """Find out by trial what can be done to this network, and do it."""
         lay_out = self.engine.channels_last and _is_wide(self.module)
         norms = _norms(self.module) if self.engine.fold else {}
-        if norms or lay_out:
+        # what is compiled cannot be watched, and has done what it can
+        is_compiled = any("_orig_mod" in m._modules for m in self.module.modules())
+        if (norms or lay_out) and not is_compiled:
             x = x.detach()[:_N_TRIED]
             wanted, expected = _find_pairs(self.module, norms, x)
             for pairs, channels_last in [(wanted, lay_out), (wanted, False), ([], lay_out)]:

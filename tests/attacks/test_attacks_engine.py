@@ -411,6 +411,18 @@ def test_compiled(digits):
     assert np.isclose(found, expected, atol=1e-4).mean() > 0.95
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_left_as_it_is(digits):
+    clf, X, y = digits
+    module = torch.compile(copy.deepcopy(clf.module_))
+    attack = PGD(eps=0.1, n_steps=2, clip=(0, 1), random_state=0)
+    x, y = torch.from_numpy(X[:16]), torch.from_numpy(y[:16]).long()
+    victim = Victim(module)
+    found = attack.perturb(victim, x, y)
+    assert not victim._view._pairs
+    assert torch.isclose(found, attack.perturb(clf, x, y), atol=1e-4).double().mean() > 0.95
+
+
 def test_networks_that_cannot_be_made_faster_are_asked_no_more_often():
     calls = []
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))

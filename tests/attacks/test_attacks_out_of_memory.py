@@ -254,6 +254,7 @@ print([str(w.message) for w in caught])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel for a limit")
+@pytest.mark.slow
 def test_with_a_real_limit():
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -266,6 +266,7 @@ except MemoryError:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel for a limit")
+@pytest.mark.slow
 def test_under_a_limit(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "X.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

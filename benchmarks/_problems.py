@@ -146,10 +146,14 @@ def accuracy(net, x, y, batch_size=500):
 def plain_pgd(net, x, y, eps, step, n_steps):
     """Return adversarial examples by the loop that everybody writes."""
     z = (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
+    return plain_ascent(net, x, z, lambda logits: F.cross_entropy(logits, y), eps, step, n_steps)
+
+
+def plain_ascent(net, x, z, objective, eps, step, n_steps):
+    """Return where steps from `z` up an objective of the logits lead."""
     for _ in range(n_steps):
         z.requires_grad_(True)
-        loss = F.cross_entropy(net(z), y)
-        (gradient,) = torch.autograd.grad(loss, z)
+        (gradient,) = torch.autograd.grad(objective(net(z)), z)
         z = z.detach() + step * gradient.sign()
         z = torch.min(torch.max(z, x - eps), x + eps).clamp(0, 1)
     return z.detach()

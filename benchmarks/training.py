@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from _problems import COLOUR, GRAY, accuracy, images, plain_pgd
+from _problems import COLOUR, GRAY, accuracy, images, plain_ascent, plain_pgd
 from _timing import Comparison, arguments, in_turns, machine, parse
 from torch.nn import functional as F
 
@@ -47,12 +47,7 @@ SLOW = ["cce-resnet18"]
 
 
 def ascend(net, x, z, objective, args):
-    for _ in range(args.steps):
-        z.requires_grad_(True)
-        (gradient,) = torch.autograd.grad(objective(net(z)), z)
-        z = z.detach() + args.step_size * gradient.sign()
-        z = torch.min(torch.max(z, x - args.eps), x + args.eps).clamp(0, 1)
-    return z.detach()
+    return plain_ascent(net, x, z, objective, args.eps, args.step_size, args.steps)
 
 
 def pgd_at(net, x, y, args):

@@ -136,11 +136,14 @@ def is_mapped(X):
     return isinstance(X, mmap.mmap)
 
 
-def check_rows(X):
-    """Return samples as finite floats: an ndarray, or `Rows` if they are on disk or a Dataset."""
-    if is_dataset(X) or is_mapped(X):
-        return Rows(X)
+def check_floats(X):
+    """Return samples as an ndarray of finite floats."""
     return check_array(to_array(X), dtype=FLOATS, allow_nd=True)
+
+
+def check_rows(X):
+    """Return samples as `check_floats` does, or as `Rows` if they are on disk or a Dataset."""
+    return Rows(X) if is_dataset(X) or is_mapped(X) else check_floats(X)
 
 
 def take(X, rows):

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from .threat import _flat, _positive
+from .threat import _flat, _positive, length
 
 #: Share of the features, the steepest ones, that a step in the 1-norm tries to do with at first.
 _FEW = 1 / 8
@@ -22,15 +22,6 @@ def wrong_classes(logits, y):
 def dual_norm(w, norm):
     """Return how fast a step of length one in `norm` can climb `w`, shape (n,)."""
     return length(w, {np.inf: 1.0, 2.0: 2.0, 1.0: np.inf}[norm])
-
-
-def length(steps, norm):
-    """Return the norm over the last axis; `torch.linalg` is slow at some of them on the CPU."""
-    if norm == np.inf:
-        return steps.abs().amax(-1)
-    if norm == 1:
-        return steps.abs().sum(-1)
-    return torch.linalg.vector_norm(steps, dim=-1)
 
 
 def nearest_boundary(batch, z, candidates):

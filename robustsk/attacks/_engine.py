@@ -21,8 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from .._containers import is_out_of_memory
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_FOLDABLE = (*_CONVOLUTIONS, nn.Linear)
+_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PRECISIONS = (None, "bf16")
 #: Largest share of the largest logit by which folding may change one; rounding is far below, a
@@ -109,7 +108,7 @@ class View:
         if not self.is_rough:
             return self._run(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            return _first(self._run(x)).to(x.dtype)
+            return first_output(self._run(x)).to(x.dtype)
 
     # --- what can be done ------------------------------------------------------------
 
@@ -137,7 +136,9 @@ class View:
         layout = torch.channels_last if channels_last and x.ndim == 4 else None
         try:
             with torch.no_grad():
-                found = _first(self.module(x if layout is None else x.to(memory_format=layout)))
+                found = first_output(
+                    self.module(x if layout is None else x.to(memory_format=layout))
+                )
         except RuntimeError as error:  # e.g. a view that wants another layout
             if is_out_of_memory(error):
                 raise
@@ -200,7 +201,9 @@ class View:
         replaced = [(norm, _identity) for _, norm in pairs]
         if self.engine.input_gradient and low is None:
             replaced += [
-                (layer, _FewChannels(layer)) for layer in self._convolutions() if _has_few(layer)
+                (layer, _FewChannels(layer))
+                for layer in self._layers((nn.Conv2d,))
+                if _has_few(layer)
             ]
         for module, forward in replaced:
             undo.append((vars(module), "forward", None))
@@ -209,9 +212,6 @@ class View:
 
     def _layers(self, kinds):
         return [m for m in self.module.modules() if type(m) in kinds and _is_untouched(m)]
-
-    def _convolutions(self):
-        return self._layers(_CONVOLUTIONS)
 
 
 def lay_out(module, x):
@@ -249,7 +249,8 @@ def _restore(undo):
             place[name] = value
 
 
-def _first(output):
+def first_output(output):
+    """Return the logits of a network that may return more."""
     return output[0] if isinstance(output, (tuple, list)) else output
 
 
@@ -288,7 +289,7 @@ def _find_pairs(module, norms, x):
     layers = {id(m.weight): m for m in module.modules() if type(m) in _FOLDABLE}
     watch = _Watch(layers, norms)
     with torch.no_grad(), watch:
-        logits = _first(module(x))
+        logits = first_output(module(x))
     pairs = [
         (layer, norm)
         for layer, norm, output in watch.pairs
@@ -359,8 +360,7 @@ def _folded(layer, norm):
 def _has_few(layer):
     """Return whether a convolution has the kind of input for which there is a short cut."""
     return (
-        type(layer) is nn.Conv2d
-        and layer.in_channels <= _FEW_CHANNELS
+        layer.in_channels <= _FEW_CHANNELS
         and layer.groups == 1
         and layer.dilation == (1, 1)
         and layer.padding_mode == "zeros"

@@ -503,8 +503,7 @@ class AutoAttack(BaseAttack):
         with victim.frozen(self.bn_mode, self._engine()):
             if self.access == "gradients":
                 stages = self._checked(stages, X, index, victim, n_classes, batches)
-            size = self._n_at_a_time(X, victim)
-            self._cascade(stages, attack_rows, seed, state, victim, n_classes, size)
+            self._cascade(stages, attack_rows, seed, state, victim, n_classes, batches.first)
         if shared is None:
             batches.warn()
         return state

@@ -317,10 +317,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         lower, upper = self._box(bounds)
         x = x.detach()
         kind = {"dtype": x.dtype, "device": x.device}
-        asks_only = self.access in ("scores", "labels")
         with (
             victim.frozen(self.bn_mode, self._engine()),
-            victim.precise() if asks_only else nullcontext(),
+            victim.precise() if self._asks_only else nullcontext(),
         ):
             batch = AttackBatch(
                 victim=self._see(victim, seed),
@@ -411,13 +410,17 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """Return the attack that says all; a wrapper asks the attack inside."""
         return self
 
+    @property
+    def _asks_only(self):
+        return self.access in ("scores", "labels")
+
     def _engine(self):
         """Return how the network is run."""
         if self.bn_mode not in ("eval", "train"):
             raise ValueError(f"bn_mode must be 'eval' or 'train', got {self.bn_mode!r}.")
         # statistics of the batch are part of what the network computes, and where questions
         # count there are none to spare for trials
-        tries = self.bn_mode == "eval" and self.access not in ("scores", "labels")
+        tries = self.bn_mode == "eval" and not self._asks_only
         return Engine(self.precision, self.compile, fold=tries, channels_last=tries)
 
     def _with(self, **settings):
@@ -649,7 +652,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             z, settled = attack_rows(rows, keep)
             judged = keep == "first" or (keep == "worst" and victim.is_rough)
             # asking again would cost more than was allowed
-            if judged and self.access not in ("scores", "labels"):
+            if judged and not self._asks_only:
                 again = _prediction_changed(victim, z, settled).numpy()
                 if again.any():
                     with victim.precise():

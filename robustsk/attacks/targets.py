@@ -41,7 +41,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from ._engine import View
+from ._engine import View, first_output
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -240,8 +240,7 @@ class Victim:
 
 def two_logits(output):
     """Bring the output of a classifier into the shape (n, n_classes)."""
-    if isinstance(output, (tuple, list)):
-        output = output[0]
+    output = first_output(output)
     if output.ndim == 1:
         output = output[:, None]
     if output.ndim == 2 and output.shape[1] == 1:
@@ -366,8 +365,7 @@ class _LogProbabilities(nn.Module):
         self.module = module
 
     def forward(self, x):
-        p = self.module(x)
-        p = p[0] if isinstance(p, (tuple, list)) else p
+        p = first_output(self.module(x))
         return torch.log(p + torch.finfo(p.dtype).eps)
 
 

@@ -114,6 +114,15 @@ def _positive(values):
     return values.clamp_min(torch.finfo(values.dtype).tiny)
 
 
+def length(steps, norm):
+    """Return the norm over the last axis; `torch.linalg` is slow at some of them on the CPU."""
+    if norm == np.inf:
+        return steps.abs().amax(-1)
+    if norm == 1:
+        return steps.abs().sum(-1)
+    return torch.linalg.vector_norm(steps, ord=norm, dim=-1)
+
+
 def _flat(x):
     return x.reshape(len(x), -1)
 
@@ -287,10 +296,7 @@ class Ball:
 
     def distance(self, z):
         """Return how far `z` is from the samples, shape (n,); the ball ends at `radius`."""
-        unit = _flat(self._to_unit(z - self.x))
-        if self.norm == np.inf:
-            return unit.abs().amax(1)  # vector_norm is slow at it
-        return torch.linalg.vector_norm(unit, ord=self.norm, dim=1)
+        return length(_flat(self._to_unit(z - self.x)), self.norm)
 
     def clamp(self, z):
         """Move `z` into the box, whatever the ball; frozen features stay as they are."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.utils import check_array
 
-from .._containers import to_array
+from .._containers import check_floats
 from .base import BY_PREDICTION
 from .targets import as_victim, check_victim_fitted
 from .wrapper import BaseWrapper, SeenVictim
@@ -102,7 +100,7 @@ class TransferAttack(BaseWrapper):
         self.n_queries_ = 0
         self.surrogate_ = self.estimator_ if self.surrogate is None else self.surrogate
         if not _is_fitted(self.surrogate_):
-            values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+            values = check_floats(X)
             self.surrogate_ = clone(self.surrogate).fit(values, self._ask(values))
             self.n_queries_ = len(values)
         return self

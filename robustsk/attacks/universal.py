@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.utils import check_array
 
-from .._containers import to_array
+from .._containers import check_floats
 from .base import check_count
 from .gradient import BaseGradientAttack
 from .threat import Ball, _column
@@ -106,7 +105,7 @@ class UniversalPerturbation(BaseGradientAttack):
             vars(self).pop(name, None)
         super().fit(X, y)
         if self.target is None or np.ndim(self.target) != 1:
-            values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+            values = check_floats(X)
             delta, self.fooling_rate_ = self._learn_by_batches(
                 values, None, self._victim(), bounds=self.clip_bounds_
             )

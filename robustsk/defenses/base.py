@@ -153,7 +153,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     _shape_checked = False
     _channels_last = None
     _step_logits = None
-    _shares_clean = False
+    _same_in_training = None
     _clean = None
     _victims = None
     _last_good = None
@@ -296,9 +296,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         objective = self.attack_objective()
         clean = None
         if (
-            self._shares_clean
-            and module is self.module_
+            module is self.module_
             and resolve_objective(objective).needs_clean
+            and self._may_share_clean(x)
         ):
             clean = self.logits(x)
             self._clean = x, clean
@@ -596,7 +596,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             module = module.double()
         self.module_ = module
         self._shape_checked = False
-        self._channels_last = None
+        self._channels_last = self._same_in_training = None
         return self
 
     def initialize_criterion(self):
@@ -727,8 +727,13 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         if self._channels_last is None:
             with Victim(self.module_).frozen():
                 self._channels_last = x.ndim == 4 and lay_out(self.module_, x)
-            self._shares_clean = _is_the_same_in_training(self.module_, x[:2])
         return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
+
+    def _may_share_clean(self, x):
+        """Return whether the clean logits of attack and loss are the same; look once."""
+        if self._same_in_training is None:
+            self._same_in_training = _is_the_same_in_training(self.module_, x[:2])
+        return self._same_in_training
 
     def _to_input(self, x):
         """Bring a batch to the device, precision and shape of the network."""
@@ -1021,10 +1026,9 @@ def _is_the_same_in_training(module, x):
     """
     if next(module.buffers(), None) is not None:
         return False
-    was_training = module.training
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
+    devices = [x.device] if x.is_cuda else []
+    with Victim(module).frozen(), torch.random.fork_rng(devices=devices), torch.no_grad():
         first, second = (two_logits(module.train(mode)(x)) for mode in (False, True))
-    module.train(was_training)
     return torch.equal(first, second)
 
 

@@ -6,11 +6,11 @@ import copy
 
 import numpy as np
 from joblib import effective_n_jobs
-from sklearn.utils import check_array, gen_even_slices
+from sklearn.utils import gen_even_slices
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._containers import check_labels, dataset_labels, is_dataset, to_array
+from .._containers import check_floats, check_labels, dataset_labels, is_dataset, to_array
 from ..attacks import PGD
 from ..attacks.base import check_attack, learn_bounds, restrict_targets
 from ..attacks.targets import as_victim
@@ -167,7 +167,7 @@ class RobustnessCurveDisplay:
             y = dataset_labels(X) if y is None else y
             X = to_array(X)
         victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
-        values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+        values = check_floats(X)
         y = column_or_1d(check_labels(y))
         check_consistent_length(values, y)
         norm = check_norm(attack.norm, attack.supported_norms)

@@ -7,11 +7,10 @@ from functools import reduce
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_array
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import check_labels, dataset_labels, is_dataset, to_array
+from .._containers import check_floats, check_labels, dataset_labels, is_dataset
 from ..attacks.base import encode_labels, learn_bounds, restrict_targets
 from ..attacks.targets import Victim, as_victim, two_logits
 from ..losses import ensemble_logits
@@ -35,15 +34,20 @@ def check_samples(X, y):
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
     y_true = column_or_1d(check_labels(y))
-    values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+    values = check_floats(X)
     check_consistent_length(values, y_true)
     return values, y_true
 
 
 def valid_range(attack, victim, values):
-    """Return the range for clip="auto": the attack's, the victim's, or that of the samples."""
+    """Return the range for clip="auto": the attack's, the victim's, or that of the samples.
+
+    An explicit `clip` needs none: then samples are not searched for one.
+    """
     bounds = getattr(attack, "clip_bounds_", victim.bounds)
-    return learn_bounds(values, victim.is_image) if bounds is None else bounds
+    if bounds is None and isinstance(attack.clip, str):
+        bounds = learn_bounds(values, victim.is_image)
+    return bounds
 
 
 def craft(attack, victim, values, y_true, X, rows=None):

@@ -12,7 +12,7 @@ from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import check_labels, to_array
+from .._containers import check_floats, check_labels, to_array
 from ..attacks import PGD, BaseAttack
 from ..attacks.base import check_attack, check_count, learn_bounds
 from ..attacks.targets import as_victim
@@ -385,7 +385,7 @@ def local_lipschitz(
     """
     if output not in ("logits", "proba"):
         raise ValueError(f"output must be 'logits' or 'proba', got {output!r}.")
-    values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+    values = check_floats(X)
     victim = as_victim(estimator, attack="local_lipschitz")
     ascent = _SlopeAscent(
         norm=norm,

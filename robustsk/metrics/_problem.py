@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._containers import check_labels, dataset_labels, is_dataset, to_array
+from .._containers import check_floats, check_labels, dataset_labels, is_dataset, to_array
 from ..attacks.base import check_attack, encode_labels, learn_bounds
 from ..attacks.fgsm import FGSM
 from ..attacks.objectives import OBJECTIVES
@@ -66,7 +66,7 @@ class Problem:
             X = to_array(X)
         self.estimator, self.X = estimator, X
         self.name = type(estimator).__name__
-        self.values = check_array(to_array(X), dtype=[np.float64, np.float32], allow_nd=True)
+        self.values = check_floats(X)
         self.y = column_or_1d(check_labels(y))
         check_consistent_length(self.values, self.y)
         self._find_victim()

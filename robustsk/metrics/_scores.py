@@ -25,13 +25,9 @@ from .._containers import (
     take,
 )
 from ..attacks import AutoAttack, BaseAttack
-from ..attacks.base import (
-    check_attack,
-    encode_labels,
-    learn_bounds,
-    restrict_targets,
-)
+from ..attacks.base import check_attack, encode_labels, restrict_targets
 from ..attacks.targets import Victim, as_victim
+from ._craft import valid_range
 
 
 @dataclass
@@ -126,9 +122,7 @@ def _outcome(estimator, X, y, attack, keep_samples=True):
     encode_labels(y_true, victim.learn_classes(values), "y")
     attack._check_target(values, y_true, victim)
     y_pred = _predict(estimator, victim, values, X, batches)
-    bounds = getattr(attack, "clip_bounds_", victim.bounds)
-    if bounds is None and isinstance(attack.clip, str):
-        bounds = learn_bounds(values, victim.is_image)
+    bounds = valid_range(attack, victim, values)
     correct = np.flatnonzero(y_pred == y_true)
     X_adv = copy_of(values) if keep_samples else None
     y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0

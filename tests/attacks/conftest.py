@@ -29,6 +29,14 @@ def _train(net, X, y, epochs):
     return net.eval()
 
 
+@pytest.fixture
+def seeded():
+    """Have torch's global generator seeded, and left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _table():
     X, y = make_blobs(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from recording import Recorder
 from scipy.optimize import brentq
 from torch import nn
 
@@ -27,18 +28,6 @@ def linear():
         module.weight.copy_(torch.tensor(W)[None])
         module.bias.fill_(0.3)
     return module
-
-
-class Recorder(nn.Module):
-    def __init__(self, module):
-        super().__init__()
-        self.module, self.inputs, self.outputs = module, [], []
-
-    def forward(self, x):
-        out = self.module(x)
-        self.inputs.append(x.detach().clone())
-        self.outputs.append(out.detach().clone())
-        return out
 
 
 class Script(nn.Module):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from recording import Recorder
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -39,20 +40,6 @@ def softmax_linear(n_classes=4, seed=0, scale=1.0):
         module.weight.copy_(scale * torch.tensor(rng.normal(size=(n_classes, D))))
         module.bias.copy_(scale * torch.tensor(rng.normal(size=n_classes)))
     return module
-
-
-class Recorder(nn.Module):
-    """Remembers every batch it is shown, and what it answered."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module, self.inputs, self.outputs = module, [], []
-
-    def forward(self, x):
-        out = self.module(x)
-        self.inputs.append(x.detach().clone())
-        self.outputs.append(out.detach().clone())
-        return out
 
 
 class Waves(nn.Module):

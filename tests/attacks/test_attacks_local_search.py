@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from recording import Recorder, margin_at
 from sklearn.datasets import load_digits
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.svm import SVC
@@ -13,25 +14,7 @@ from robustsk.attacks import LocalSearch
 from robustsk.attacks.local_search import LONGEST, jump
 from robustsk.attacks.threat import Ball
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-class Recorder(nn.Module):
-    """A model that remembers what it has been asked."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.asked = []
-
-    def forward(self, x):
-        self.asked.append(x.clone())
-        return self.model(x)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Weighted(nn.Module):
@@ -78,14 +61,14 @@ def test_one_pixel_at_a_time(norm):
     y = torch.zeros(1, dtype=torch.long)
     z, info = attack.perturb(model, x, y, return_info=True)
     assert info["n_queries"].tolist() == [1 + 20 + 1]
-    tried = model.asked[1] - x
+    tried = model.inputs[1] - x
     changed = (tried != 0).any(1).flatten(1)
     assert_array_equal(changed.sum(1), 1)
     assert changed.any(0).sum() == 20  # no pixel twice
     size = 0.4 if norm == np.inf else {2: min(1, LONGEST * 2**0.5), 1: 1}[norm] * 0.4
     assert_allclose(np.linalg.norm(tried.flatten(1), ord=norm, axis=1), size)
     # nothing was better, nothing is kept
-    assert_array_equal(model.asked[2], x)
+    assert_array_equal(model.inputs[2], x)
     assert_array_equal(z, x)
 
 
@@ -99,7 +82,7 @@ def test_best_pixels_are_kept_and_neighbours_come_next():
         eps=0.1, clip=(0, 1), n_steps=2, n_candidates=144, n_kept=3, reach=2, random_state=0
     )
     attack.perturb(model, x, torch.zeros(1, dtype=torch.long))
-    _, _, together, second, _ = model.asked
+    _, _, together, second, _ = model.inputs
     moved = (together - x)[0, 0]
     # each of the two only if the sign that was drawn is the one that helps
     kept = {(3, 4): 0.1, (3, 9): -0.1}
@@ -107,12 +90,12 @@ def test_best_pixels_are_kept_and_neighbours_come_next():
     assert found
     assert all(kept[place] == value for place, value in found.items())
 
-    model.asked.clear()
+    model.inputs.clear()
     attack.set_params(n_candidates=20)
     for seed in range(40):
-        model.asked.clear()
+        model.inputs.clear()
         attack.perturb(model, x, torch.zeros(1, dtype=torch.long), seed=seed)
-        _, _, together, second, _ = model.asked
+        _, _, together, second, _ = model.inputs
         centres = (together != x)[0, 0].nonzero().tolist()
         if len(centres) == 1:
             break
@@ -129,7 +112,7 @@ def test_no_neighbours_on_tables():
     model = Recorder(Weighted(weight, 100.0))
     attack = LocalSearch(eps=0.1, clip=None, n_steps=2, n_candidates=40, reach=1, random_state=0)
     attack.perturb(model, x, torch.zeros(1, dtype=torch.long))
-    second = model.asked[3] - model.asked[2]
+    second = model.inputs[3] - model.inputs[2]
     assert (second != 0).any(0).sum() == 40
 
 
@@ -175,8 +158,8 @@ def test_questions_are_counted_and_lie_in_the_ball(norm, images):
     eps = {np.inf: 0.08, 2: 0.4, 1: 1.0}[norm]
     attack = LocalSearch(norm=norm, eps=eps, clip=(0, 1), max_queries=100, random_state=0)
     z, info = attack.perturb(model, x, y, keep="first", return_info=True)
-    assert sum(map(len, model.asked)) == info["n_queries"].sum()
-    points = torch.cat(model.asked)
+    assert sum(map(len, model.inputs)) == info["n_queries"].sum()
+    points = torch.cat(model.inputs)
     assert points.min() >= 0
     assert points.max() <= 1
     nearest = torch.stack(
@@ -193,17 +176,12 @@ def test_questions_are_counted_and_lie_in_the_ball(norm, images):
 def test_more_rounds_never_give_less(norm, images):
     x, y = torch.tensor(images.X[:20]), torch.tensor(images.y[:20])
 
-    def margin(z):
-        logits = images.net(z).detach()
-        own = logits.gather(1, y[:, None])[:, 0]
-        return logits.scatter(1, y[:, None], -torch.inf).amax(1) - own
-
-    before = first = margin(x)
+    before = first = margin_at(images.net, x, y)
     for n_steps in (1, 2, 4, 8):
         attack = LocalSearch(
             norm=norm, eps={np.inf: 0.08, 2: 0.4, 1: 1.0}[norm], clip=(0, 1), n_steps=n_steps
         )
-        now = margin(attack.perturb(images.net, x, y, seed=2))
+        now = margin_at(images.net, attack.perturb(images.net, x, y, seed=2), y)
         assert torch.all(now >= before - 1e-5)
         before = now
     assert (before - first).mean() > 0.5

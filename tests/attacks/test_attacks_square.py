@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from recording import Recorder
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
@@ -25,25 +26,7 @@ from robustsk.attacks.square import (
 )
 from robustsk.attacks.threat import Ball
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
-class Recorder(nn.Module):
-    """A model that remembers what it has been asked."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.asked = []
-
-    def forward(self, x):
-        self.asked.append(x.clone())
-        return self.model(x)
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 class Stubborn(nn.Module):
@@ -130,7 +113,7 @@ def test_window_sizes_follow_the_schedule(rescale):
         eps=0.1, clip=None, max_queries=n_steps + 2, random_state=0, rescale_schedule=rescale
     )
     attack.perturb(model, x, torch.zeros(1, dtype=torch.long))
-    clean, start, *proposals = model.asked
+    clean, start, *proposals = model.inputs
     assert_array_equal(clean, x)
     assert len(proposals) == n_steps
     assert_allclose((start - x).abs(), 0.1)
@@ -401,7 +384,7 @@ def test_questions_are_counted_and_stop_at_the_first_success(keep, images):
     attack = SquareAttack(eps=0.15, clip=(0, 1), max_queries=80, random_state=0)
     model = Recorder(images.net)
     z, info = attack.perturb(model, x, y, keep=keep, return_info=True)
-    assert sum(len(asked) for asked in model.asked) == info["n_queries"].sum()
+    assert sum(len(asked) for asked in model.inputs) == info["n_queries"].sum()
     fooled = images.net(z).argmax(1) != y
     wrong = images.net(x).argmax(1) != y
     assert fooled.any()
@@ -421,7 +404,7 @@ def test_restarts_share_the_questions(images):
             eps=0.1, clip=(0, 1), max_queries=max_queries, n_restarts=n_restarts, random_state=0
         )
         z, info = attack.perturb(model, x, y, keep="first", return_info=True)
-        return z, info["n_queries"], model.asked
+        return z, info["n_queries"], model.inputs
 
     z_one, _, _ = run(1, 31)
     z_three, count, asked = run(3, 91)

@@ -46,11 +46,8 @@ from ..attacks.base import check_attack, encode_labels, learn_bounds, warn_about
 from ..attacks.objectives import resolve_objective
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
-from ..models import make_module
+from ..models import get_classifier, make_module
 from ._data import Crafted, Samples, collate
-
-#: What is needed during training only.
-_OF_A_SESSION = ("_victims", "_clean", "_last_good", "_candidate")
 
 
 class BaseDefense(SharedParameters, NeuralNetClassifier):
@@ -67,6 +64,13 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         that `score_adversarial` assumes. None means a 10-step PGD with
         ``eps=8/255``. Its parameters can be given as ``adversary__eps=0.3``.
         Its randomness comes from the `random_state` of this estimator.
+    head : HypersphereHead, MMCHead or None, default=None
+        What takes the place of the last linear layer. None leaves it.
+    weight_perturbation : AWP or None, default=None
+        Adversarial perturbation of the weights in every training step.
+    augmentation : callable, default=None
+        ``f(x)``, applied to every training batch before it is attacked, e.g.
+        :class:`robustsk.training.RandomCropFlip`.
     input_shape : tuple of int, default=None
         Shape of one sample as the network wants it, where the rows of `X` are
         flattened images, e.g. ``(1, 28, 28)``. None means the shape in `X`.
@@ -143,7 +147,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     _modules = ["module"]
     _criteria = ["criterion"]
     _optimizers = ["optimizer"]
-    prefixes_ = [*NeuralNet.prefixes_, "module", "criterion", "optimizer", "adversary"]
+    #: Parameters that are objects with parameters of their own.
+    _objects = ("adversary", "head", "weight_perturbation", "augmentation")
+    prefixes_ = [*NeuralNet.prefixes_, "module", "criterion", "optimizer", *_objects]
     cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]
     dataset = Samples
     predict_nonlinearity = "auto"
@@ -151,22 +157,30 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     torch_load_kwargs = None
     _in_fit = False
     _shape_checked = False
+    #: What is needed during training only.
+    _of_a_session = ("_victims", "_clean", "_last_good", "_candidate")
+    #: Optimisation steps that are taken on each batch.
+    _steps_per_batch = 1
+    head_ = None
+    weight_perturbation_ = None
+    augmentation_ = None
     _channels_last = None
     _step_logits = None
     _same_in_training = None
+    _batch_weight = None
     _clean = None
     _victims = None
     _last_good = None
     _candidate = None
-
-    #: Defaults of the adversary where the user gives none.
-    _default_adversary = {}
 
     def __init__(
         self,
         module=None,
         *,
         adversary=None,
+        head=None,
+        weight_perturbation=None,
+        augmentation=None,
         input_shape=None,
         criterion=nn.CrossEntropyLoss,
         optimizer=torch.optim.Adam,
@@ -191,6 +205,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         vars(self).update(
             module=module,
             adversary=adversary,
+            head=head,
+            weight_perturbation=weight_perturbation,
+            augmentation=augmentation,
             input_shape=input_shape,
             criterion=criterion,
             optimizer=optimizer,
@@ -236,6 +253,10 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """Return what the inner maximisation ascends; None leaves it to the adversary."""
         return
 
+    def default_adversary(self):
+        """Return the adversary that is used where none is given."""
+        return PGD()
+
     def build_module(self, **facts):
         """Return the network, not yet on a device.
 
@@ -256,13 +277,16 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """Return a new network of the kind `spec`: a name, class, instance or None."""
         params = self.get_params_for("module")
         if isinstance(spec, nn.Module) and not params:
-            return copy.deepcopy(spec)
-        if facts["input_shape"] is None or facts["n_classes"] is None:
+            module = copy.deepcopy(spec)
+        elif facts["input_shape"] is None or facts["n_classes"] is None:
             raise ValueError(
                 f"{type(self).__name__} cannot build its network before it has seen data: call "
                 "fit, or give it input_shape=(...) and classes=[...]."
             )
-        return make_module(spec, params=params, **facts)
+        else:
+            module = make_module(spec, params=params, **facts)
+        head = self._head()
+        return module if head is None else head.attach(module)
 
     def craft(self, x, y):
         """Return the adversarial counterpart of a training batch.
@@ -275,25 +299,43 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         Returns
         -------
         torch.Tensor of the shape of `x`
-            Detached.
+            Detached. It is what `training_loss` is given as `x_adv`, and may be
+            a list or tuple of such tensors and of what else it needs.
         """
         return self.perturb(self.module_, x, y)
 
     # --- tools for defences ------------------------------------------------------------
 
-    def perturb(self, module, x, y):
-        """Attack `module` with the adversary and the objective of this defence."""
-        # one for the whole training: it has found out how to make the network fast
-        known = {} if self._victims is None else self._victims
-        victim = known.get(module)
-        if victim is None:
-            known[module] = victim = self._victim(module, self.classes_inferred_)
-        # the shape of the user's data is the one to which eps, mask and clip belong
-        rows = x.reshape(len(x), *getattr(self, "_sample_shape", self.input_shape_))
+    def perturb(self, module, x, y, *, objective=None, adversary=None, return_info=False):
+        """Attack a network in the course of training.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            `module_` or a part of it.
+        x : torch.Tensor of shape (n, ...)
+        y : torch.Tensor of shape (n,)
+        objective : str, callable or Objective, optional
+            None means that of this defence.
+        adversary : attack, optional
+            None means that of this defence.
+        return_info : bool, default=False
+            Whether to return also what the adversary reports about each sample.
+
+        Returns
+        -------
+        x_adv : torch.Tensor of the shape of `x`
+            Detached.
+        info : dict of str to torch.Tensor of shape (n, ...)
+            Only with `return_info`.
+        """
+        adversary = self.adversary_ if adversary is None else adversary
+        victim = self._victim_in_training(module)
+        rows = self._rows(x)
         if not self._shape_checked:
             with victim.frozen(), torch.no_grad():
                 self._check_logits(victim(rows), x)
-        objective = self.attack_objective()
+        objective = self.attack_objective() if objective is None else objective
         clean = None
         if (
             module is self.module_
@@ -302,7 +344,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         ):
             clean = self.logits(x)
             self._clean = x, clean
-        x_adv = self.adversary_.perturb(
+        x_adv, info = adversary.perturb(
             victim,
             rows,
             y,
@@ -310,8 +352,47 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             bounds=victim.bounds,
             seed=int(self._rng.randint(np.iinfo(np.int32).max)),
             clean_logits=None if clean is None else clean.detach(),
+            return_info=True,
         )
-        return x_adv.reshape(x.shape)
+        x_adv = x_adv.reshape(x.shape)
+        return (x_adv, info) if return_info else x_adv
+
+    def _victim_in_training(self, module):
+        # one for the whole training: it has found out how to make the network fast
+        known = {} if self._victims is None else self._victims
+        if module not in known:
+            known[module] = self._victim(module, self.classes_inferred_)
+        return known[module]
+
+    def _rows(self, x):
+        """Return a batch in the shape of the user's data, to which eps, mask and clip belong."""
+        return x.reshape(len(x), *getattr(self, "_sample_shape", self.input_shape_))
+
+    def like_adversary(self, kind, **settings):
+        """Return another attack with the settings of the adversary, above all its threat model.
+
+        Parameters
+        ----------
+        kind : class
+            An attack.
+        **settings
+            Parameters that it does not take over.
+
+        Returns
+        -------
+        attack
+            An instance of `kind`.
+        """
+        shared, names = (inspect.signature(c).parameters for c in (BaseAttack, kind))
+        taken = {
+            name: value
+            for name, value in self.adversary_._resolved().get_params(deep=False).items()
+            # what is not said, of what only some attacks have, is for the new one to choose
+            if name in names and (value is not None or name in shared)
+        }
+        for name in ("estimator", "random_state", "verbose"):
+            taken.pop(name, None)
+        return kind(**{**taken, **settings})
 
     def logits(self, x, module=None):
         """Return the logits of a batch, shape (n, n_classes)."""
@@ -333,8 +414,20 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision is not None)
 
     def classification_loss(self, logits, y):
-        """Return the value of `criterion` per sample, shape (n,)."""
+        """Return the value of `criterion` per sample, with the margin of the head; shape (n,)."""
+        if self.head_ is not None:
+            logits = self.head_.penalise(logits, y)
         return self.criterion_(logits, y)
+
+    @property
+    def batch_weight(self):
+        """Sample weights of the batch in `training_loss`, shape (n,), or None: for batch means."""
+        return self._batch_weight
+
+    @property
+    def epoch(self):
+        """Number of the present epoch, from 0, over all calls of `fit` that go on from another."""
+        return len(self.history_) - 1
 
     def _check_logits(self, logits, x):
         n_classes = len(self.classes_inferred_)
@@ -442,7 +535,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             )
         else:
             check_sample_shape(shape, self._sample_shape, self)
-        encoded = encode_labels(y, self.classes_inferred_, "y")
+        encoded = self._encode(y)
         weight = self._weights(X, encoded, sample_weight)
         if weight is not None and not weight.all():
             # a sample of weight zero must not take up a place in a batch either
@@ -450,6 +543,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             X = Subset(X, kept.tolist()) if is_dataset(X) else X[kept]
             encoded, weight = encoded[kept], weight[kept]
         self.adversary_ = adversary = self._adversary()
+        self.weight_perturbation_ = self._nested("weight_perturbation")
+        self.augmentation_ = self._nested("augmentation")
         Engine(self.precision)  # raises if there is no such precision
         if adversary.precision is None:
             adversary.precision = self.precision
@@ -467,6 +562,10 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
                 f"{found.tolist()}."
             )
         self.classes_inferred_ = found
+
+    def _encode(self, y):
+        """Turn labels into class indices."""
+        return encode_labels(y, self.classes_inferred_, "y")
 
     def _learn_shape(self, shape):
         self._sample_shape = tuple(shape)
@@ -547,7 +646,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         finally:
             self._in_fit = False
             self._step_logits = None
-            for name in _OF_A_SESSION:
+            for name in self._of_a_session:
                 vars(self).pop(name, None)
             if self.initialized_:
                 self._set_training(False)
@@ -595,6 +694,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             # like MLPClassifier, compute with tables in the precision they come in
             module = module.double()
         self.module_ = module
+        self.head_ = self._head()
         self._shape_checked = False
         self._channels_last = self._same_in_training = None
         return self
@@ -652,6 +752,11 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         The attack comes before the closure that optimizers such as LBFGS call
         several times.
         """
+        x, y, weight = self._receive(batch)
+        return self._take_step(Crafted(x, self.craft(x, y), y, weight), **fit_params)
+
+    def _receive(self, batch):
+        """Return samples, labels and weights on the device, augmented and laid out."""
         features, y = batch
         x, weight = features if isinstance(features, (tuple, list)) else (features, None)
         x = self._to_input(x)
@@ -660,9 +765,17 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             weight = weight.to(x)
         if len(x) == 0:
             raise ValueError("A training batch is empty.")
-        x = self._lay_out(x)
-        crafted = Crafted(x, self.craft(x, y), y, weight)
-        return super().train_step((crafted, y), **fit_params)
+        if self.augmentation_ is not None:
+            x = self.augmentation_(x)
+        return self._lay_out(x), y, weight
+
+    def _take_step(self, crafted, **fit_params):
+        """Take one optimisation step on a crafted batch."""
+        step = super().train_step
+        if self.weight_perturbation_ is None:
+            return step((crafted, crafted.y), **fit_params)
+        with self.weight_perturbation_.applied(self, crafted) as crafted:
+            return step((crafted, crafted.y), **fit_params)
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients; skorch's own step, reporting the logits."""
@@ -675,7 +788,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def infer(self, x, **fit_params):
         """Return logits, or for a crafted training batch its losses; called by skorch."""
         if isinstance(x, Crafted):
-            return self.training_loss(x.x, x.adversarial, x.y)
+            with _temporary(self, _batch_weight=x.weight):
+                return self.training_loss(x.x, x.adversarial, x.y)
         if isinstance(x, (tuple, list)):
             x = x[0]
         return two_logits(self.module_(self._to_input(x)))
@@ -683,7 +797,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def get_loss(self, y_pred, y_true, X=None, training=False):
         """Return the weighted mean of the losses; called by skorch."""
         if not isinstance(X, Crafted):
-            return self.classification_loss(y_pred, y_true.to(y_pred.device)).mean()
+            return self.criterion_(y_pred, y_true.to(y_pred.device)).mean()
         if y_pred.ndim == 0:
             if X.weight is not None:
                 raise ValueError(
@@ -879,11 +993,31 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     # --- parameters --------------------------------------------------------------------
 
+    def _nested(self, name):
+        """Return the object that a parameter holds with all its own parameters applied, a copy."""
+        own = getattr(self, name)
+        if own is None and name == "adversary":
+            own = self.default_adversary()
+        params = self.get_params_for(name)
+        if hasattr(own, "get_params"):
+            return clone(own).set_params(**params)
+        if params:
+            raise ValueError(
+                f"{name} is {own!r} and has no parameters; {type(self).__name__} was given "
+                f"{sorted(f'{name}__{key}' for key in params)}: pass the object as well, "
+                f"{name}=..."
+            )
+        return own
+
     def _adversary(self):
         """Return the adversary with all nested parameters applied, a copy."""
-        own = PGD(**self._default_adversary) if self.adversary is None else self.adversary
-        check_attack(own, "adversary")
-        return clone(own).set_params(**self.get_params_for("adversary"))
+        if self.adversary is not None:
+            check_attack(self.adversary, "adversary")
+        return self._nested("adversary")
+
+    def _head(self):
+        """Return the head with all nested parameters applied, or None."""
+        return self._nested("head")
 
     @classmethod
     def _signature_names(cls):
@@ -925,7 +1059,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """Return the parameters, those of nested objects included if `deep`."""
         params = super().get_params(deep=deep, **kwargs)
         if deep and self.adversary is None:
-            defaults = PGD(**self._default_adversary).get_params()
+            defaults = self.default_adversary().get_params()
             params = {**{f"adversary__{k}": v for k, v in defaults.items()}, **params}
         params.update({k: getattr(self, k) for k in self._params_to_validate})
         return params
@@ -944,18 +1078,25 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         -------
         self
         """
-        if "adversary" in params:
-            self.adversary = params.pop("adversary")
-            for key in [k for k in vars(self) if k.startswith("adversary__")]:
-                del vars(self)[key]
-        nested = {k: params.pop(k) for k in list(params) if k.startswith("adversary__")}
-        for key, value in nested.items():
-            name = key.partition("__")[2]
-            if self.adversary is not None and key not in vars(self):
-                self.adversary.set_params(**{name: value})
-            else:
-                self._adversary().set_params(**{name: value})  # raises if there is no such thing
-                vars(self)[key] = value
+        for name in self._objects:
+            if name in params:
+                vars(self)[name] = params.pop(name)
+                for key in [k for k in vars(self) if k.startswith(f"{name}__")]:
+                    del vars(self)[key]
+        for key in [k for k in params if k.partition("__")[0] in self._objects]:
+            name, _, parameter = key.partition("__")
+            own, value = getattr(self, name), params.pop(key)
+            if hasattr(own, "set_params") and key not in vars(self):
+                own.set_params(**{parameter: value})
+                continue
+            known = self._nested(name)
+            if not hasattr(known, "set_params"):
+                raise ValueError(
+                    f"Invalid parameter {key!r} for estimator {type(self).__name__}: {name} is "
+                    f"{known!r}, which has no parameters."
+                )
+            known.set_params(**{parameter: value})  # raises if there is no such thing
+            vars(self)[key] = value
         acting = ("module", "criterion", "optimizer", "lr", "callbacks", "compile")
         if self.initialized_:
             rest = {k: params.pop(k) for k in list(params) if k.split("__")[0] in acting}
@@ -989,7 +1130,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def __getstate__(self):
         with _temporary(self, _in_fit=False):
             state = super().__getstate__()
-        for name in (*_OF_A_SESSION, "_step_logits"):
+        for name in (*self._of_a_session, "_step_logits"):
             state.pop(name, None)
         return state
 
@@ -1012,6 +1153,10 @@ class _RawInput(nn.Module):
         super().__init__()
         self.module = module
         self.input_shape = input_shape
+
+    def get_classifier(self):
+        """Return the last layer of the network."""
+        return get_classifier(self.module)[1]
 
     def forward(self, x):
         if self.input_shape is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attacks import Objective
+from ..attacks import PGD, Objective
 from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
 from ..models import CosineLinear, forward_with_features, get_classifier, replace_classifier
 from .base import BaseDefense
@@ -90,8 +90,6 @@ class SPATClassifier(BaseDefense):
     True
     """
 
-    _default_adversary = {"random_start": "gaussian"}
-
     def __init__(
         self,
         module=None,
@@ -135,6 +133,14 @@ class SPATClassifier(BaseDefense):
         return replace_classifier(
             module, lambda n_in, n_out: CosineLinear(n_in, n_out, scale=self.s)
         )
+
+    def default_adversary(self):
+        """Return a PGD that starts next to the sample, where the gradient does not vanish."""
+        return PGD(random_start="gaussian")
+
+    def _head(self):
+        # `head` is a name here, and `build_module` sees to it
+        return None
 
     def attack_objective(self):
         """Return the robustness term."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..attacks import PGD
 from ..losses import kl_divergence
 from .base import BaseDefense
 
@@ -49,11 +50,13 @@ class TRADESClassifier(BaseDefense):
     True
     """
 
-    _default_adversary = {"random_start": "gaussian"}
-
     def __init__(self, module=None, *, beta=6.0, **common):
         super().__init__(module, **common)
         self.beta = beta
+
+    def default_adversary(self):
+        """Return a PGD that starts next to the sample, where the gradient does not vanish."""
+        return PGD(random_start="gaussian")
 
     def attack_objective(self):
         """Return "kl"."""

@@ -21,7 +21,13 @@ from robustsk.models.cnn import (
     cce_mnist,
 )
 from robustsk.models.features import forward_with_features, get_classifier, replace_classifier
-from robustsk.models.linear import CosineLinear
+from robustsk.models.heads import Head, HypersphereHead
+from robustsk.models.linear import (
+    CosineLinear,
+    MaxMahalanobisLinear,
+    max_mahalanobis_centers,
+)
+from robustsk.models.max_mahalanobis import MMCHead
 from robustsk.models.mlp import MLP
 from robustsk.models.registry import MODELS, get_model, list_models, make_module
 from robustsk.models.resnet import (
@@ -44,6 +50,10 @@ __all__ = [
     "CCENet",
     "ConvNet2",
     "CosineLinear",
+    "Head",
+    "HypersphereHead",
+    "MMCHead",
+    "MaxMahalanobisLinear",
     "Normalize",
     "PreActResNet",
     "ResNet",
@@ -57,6 +67,7 @@ __all__ = [
     "get_model",
     "list_models",
     "make_module",
+    "max_mahalanobis_centers",
     "preact_resnet18",
     "replace_classifier",
     "resnet18",

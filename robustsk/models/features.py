@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustsk.models.linear import CosineLinear
+from robustsk.models.linear import CosineLinear, MaxMahalanobisLinear
 
 __all__ = ["forward_with_features", "get_classifier", "replace_classifier"]
 
@@ -20,8 +20,8 @@ def get_classifier(module: nn.Module) -> tuple[str, nn.Module]:
     ----------
     module : nn.Module
         Any network. If it has a method ``get_classifier`` (all networks of this package and of
-        timm do), its answer is taken; otherwise the classifier is the last ``nn.Linear`` or
-        :class:`CosineLinear` in the order of registration.
+        timm do), its answer is taken; otherwise the classifier is the last ``nn.Linear``,
+        :class:`CosineLinear` or :class:`MaxMahalanobisLinear` in the order of registration.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def get_classifier(module: nn.Module) -> tuple[str, nn.Module]:
         )
     found = None
     for name, child in module.named_modules():
-        if isinstance(child, (nn.Linear, CosineLinear)):
+        if isinstance(child, (nn.Linear, CosineLinear, MaxMahalanobisLinear)):
             found = name, child
     if found is None:
         raise ValueError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from skorch.callbacks import Callback, EpochScoring
+from torch.utils.data import Subset
 
+from .._containers import is_dataset
 from ..attacks.threat import check_eps, check_norm
 from ..metrics import make_adversarial_scorer
 
@@ -57,6 +60,17 @@ class AdversarialScoring(EpochScoring):
             name=name,
             use_caching=False,  # the cache holds predictions on clean data
         )
+
+    def get_test_data(self, dataset_train, dataset_valid, use_caching):
+        """Return the data to score; called by skorch, which does not know Datasets in Samples."""
+        dataset = dataset_train if self.on_train else dataset_valid
+        if dataset is None:
+            return None, None, []
+        rows = np.arange(len(dataset))
+        while isinstance(dataset, Subset):
+            rows, dataset = np.asarray(dataset.indices)[rows], dataset.dataset
+        X = dataset.X
+        return Subset(X, rows.tolist()) if is_dataset(X) else X[rows], dataset.y[rows], []
 
     def _get_param_names(self):
         # skorch would read them off the attributes, those of EpochScoring included

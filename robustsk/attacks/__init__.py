@@ -11,9 +11,11 @@ from .brendel_bethge import BrendelBethge
 from .carlini_wagner import CarliniWagner
 from .deepfool import DeepFool
 from .dra import DRA
+from .dynamic import DynamicPGD
 from .ead import EAD
 from .eot import EOT
 from .fab import FAB
+from .feature_scatter import FeatureScatter
 from .fgsm import FGSM
 from .friendly import FriendlyPGD
 from .geometry_aware import GeometryAwarePGD
@@ -57,6 +59,8 @@ __all__ = [
     "BrendelBethge",
     "CarliniWagner",
     "DeepFool",
+    "DynamicPGD",
+    "FeatureScatter",
     "FriendlyPGD",
     "GeometryAwarePGD",
     "HopSkipJump",

@@ -226,7 +226,7 @@ class Path:
     n_taken: torch.Tensor
 
 
-def walk(batch, z, *, n_steps, advance, patience=None):
+def walk(batch, z, *, n_steps, advance, patience=None, stop=None):
     """Take steps of any kind, and leave a sample alone once it has gone far enough.
 
     Parameters
@@ -241,6 +241,9 @@ def walk(batch, z, *, n_steps, advance, patience=None):
     patience : int, optional
         How many iterates that fool the victim are passed before stopping at the
         next one. None means to go on to the end. Evaluation stops at the first.
+    stop : callable, optional
+        ``stop(batch, rows, z, gradient)`` says which samples have gone far enough
+        for another reason, shape (n,).
 
     Returns
     -------
@@ -263,10 +266,18 @@ def walk(batch, z, *, n_steps, advance, patience=None):
         n_fooled[rows] += fooled
         if batch.keep != "last":
             result[rows[fooled]] = z[fooled]
-        if patience is not None:
-            going = ~fooled | (n_fooled[rows] <= patience)
+        if patience is not None or stop is not None:
+            going = torch.ones_like(fooled)
+            if patience is not None:
+                going = ~fooled | (n_fooled[rows] <= patience)
+            if stop is not None:
+                going &= ~stop(batch, rows, z, gradient)
             if not going.all():
-                result[rows[~going]] = z[~going]
+                # an iterate that fools is never given up for a later one that does not
+                take = ~going
+                if batch.keep != "last":
+                    take &= fooled | (n_fooled[rows] == 0)
+                result[rows[take]] = z[take]
                 batch, rows = batch.select(going), rows[going]
                 z, gradient = z[going], gradient[going]
                 if len(rows) == 0:
@@ -279,10 +290,9 @@ def walk(batch, z, *, n_steps, advance, patience=None):
     elif len(rows):
         with torch.no_grad():
             fooled = batch.fooled(batch.victim(z))
-        # an iterate that fools is never given up for a later one that does not
         take = fooled | (n_fooled[rows] == 0)
         result[rows[take]] = z[take]
         n_fooled[rows] += fooled
-        if batch.keep == "worst":
-            keep_clean_errors(whole, result, n_fooled > 0)
+    if whole.keep == "worst":
+        keep_clean_errors(whole, result, n_fooled > 0)
     return Path(result, n_right, first, n_taken)

@@ -142,6 +142,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     minimal = False
     #: Whether what happens to a sample depends on that sample alone.
     per_sample = True
+    #: Whether what happens to a sample depends on the others in its batch, so that
+    #: the size of the batches matters.
+    couples_batch = False
     #: Whether the user may say which class is to be reached.
     targetable = True
 
@@ -314,9 +317,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             seed = self._draw_seed()
         if bounds is None:
             bounds = getattr(self, "clip_bounds_", victim.bounds)
-        lower, upper = self._box(bounds)
         x = x.detach()
-        kind = {"dtype": x.dtype, "device": x.device}
+        ball = self._ball(x, norm, eps, bounds)
         with (
             victim.frozen(self.bn_mode, self._engine()),
             victim.precise() if self._asks_only else nullcontext(),
@@ -326,13 +328,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 x=x,
                 y=y,
                 target=None,
-                ball=Ball(
-                    x,
-                    norm,
-                    eps if isinstance(eps, float) else torch.tensor(eps, **kind),
-                    None if lower is None else torch.tensor(lower, **kind),
-                    None if upper is None else torch.tensor(upper, **kind),
-                ),
+                ball=ball,
                 objective=self._resolve_objective(objective),
                 noise=SampleNoise(x, seed),
                 keep=keep,
@@ -341,6 +337,31 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             self._complete(batch)
             result = self._attack_batch(batch).detach()
         return (result, batch.info) if return_info else result
+
+    def reach(self, x: torch.Tensor, bounds: tuple[np.ndarray, np.ndarray] | None = None) -> Ball:
+        """Return the points that the attack may reach from each sample.
+
+        Parameters
+        ----------
+        x : torch.Tensor of shape (n, ...)
+        bounds : tuple of (low, high), optional
+            Valid range to use where ``clip="auto"``; None means no range.
+
+        Returns
+        -------
+        Ball
+        """
+        self = self._resolved()
+        norm = check_norm(self.norm, self.supported_norms)
+        return self._ball(x, norm, self._effective_eps(norm, tuple(x.shape[1:])), bounds)
+
+    def _ball(self, x, norm, eps, bounds):
+        kind = {"dtype": x.dtype, "device": x.device}
+        eps, lower, upper = (
+            v if v is None or isinstance(v, float) else torch.tensor(v, **kind)
+            for v in (eps, *self._box(bounds))
+        )
+        return Ball(x, norm, eps, lower, upper)
 
     def _resolve_objective(self, objective):
         return resolve_objective(objective)
@@ -719,6 +740,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         tags = super().__sklearn_tags__()
         tags.target_tags.required = self._resolved().estimator is None
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        # scikit-learn's name for rows that come out differently in other company
+        tags.non_deterministic = self.couples_batch
         return tags
 
 

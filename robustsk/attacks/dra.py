@@ -13,7 +13,7 @@ from .threat import _column, _flat, _positive
 
 #: Mean change per feature where ``eps_unit="mean"`` and none is given; the
 #: 12 of the 1-norm are the same on images of 3 x 32 x 32.
-_DEFAULT_MEAN = 1 / 255
+DEFAULT_MEAN = 1 / 255
 
 
 class DRA(BaseGradientAttack):
@@ -125,7 +125,7 @@ class DRA(BaseGradientAttack):
     def _effective_eps(self, norm, sample_shape):
         if _one_of(self.eps_unit, ("total", "mean"), "eps_unit") == "total":
             return super()._effective_eps(norm, sample_shape)
-        known = self if self.eps is not None else self._with(eps=_DEFAULT_MEAN)
+        known = self if self.eps is not None else self._with(eps=DEFAULT_MEAN)
         eps = super(DRA, known)._effective_eps(norm, sample_shape)
         return eps * torch.Size(sample_shape).numel()
 

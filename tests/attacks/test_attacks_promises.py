@@ -508,9 +508,12 @@ def test_batch_size_and_order_change_nothing(cls, norm, target, problem):
         return attack.generate(X, y)
 
     whole = run(X, y, 256)
+    order = np.random.RandomState(0).permutation(len(X))
+    if cls.couples_batch:
+        assert_allclose(run(X[order], y[order], 256), whole[order], atol=1e-9)
+        return
     for batch_size in (1, 4):
         assert_allclose(run(X, y, batch_size), whole, atol=1e-9)
-    order = np.random.RandomState(0).permutation(len(X))
     assert_allclose(run(X[order], y[order], 5), whole[order], atol=1e-9)
 
 
@@ -534,7 +537,9 @@ def test_untargeted_raises_the_loss_and_lowers_the_accuracy(cls, norm, problem):
     assert (attacked.argmax(1).numpy() == y).mean() < accuracy - (0.25 if cls.per_sample else 0.1)
     truth = torch.tensor(y)
     if not cls().minimal:
-        assert F.cross_entropy(attacked, truth) > 2 * F.cross_entropy(clean, truth)
+        # nor is what knows no labels out to raise this very loss
+        factor = 1.5 if cls.couples_batch else 2
+        assert F.cross_entropy(attacked, truth) > factor * F.cross_entropy(clean, truth)
 
 
 @pytest.mark.parametrize("target", ["least_likely", "label", "array"])

@@ -1,0 +1,341 @@
+"""Robust self-training: unlabelled data make up for what robustness needs more of."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from torch import Tensor
+from torch.utils.data import Sampler, Subset
+
+from .._containers import check_labels, is_dataset
+from ..attacks import PGD
+from ..attacks.base import BaseAttack
+from ..attacks.gradient import check_length
+from ..losses import kl_divergence
+from ._data import Samples
+from .base import BaseDefense
+from .standard import StandardClassifier
+
+
+class RobustSelfTrainingClassifier(BaseDefense):
+    """Robust self-training (RST): TRADES on labelled and pseudo-labelled samples.
+
+    Unlabelled samples are those whose label is -1, as in
+    :mod:`sklearn.semi_supervised`. A network is trained on the labelled samples
+    by cross-entropy and labels the others; a new one then minimises on all
+    ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, where `x'` is an adversarial
+    example, or noisy.
+
+    Parameters
+    ----------
+    module : str, torch.nn.Module class or instance, default=None
+        The network, which returns logits. None means an MLP for tables and a
+        small CNN for images; a string names a network of
+        :mod:`robustsk.models`.
+    regularizer : {"adversarial", "stability"}, default="adversarial"
+        Whether `x'` ascends the divergence, as in TRADES, or is
+        ``x + sigma * N(0, I)``, cut off at the valid range. The second is made
+        for randomized smoothing.
+    beta : float, default=6.0
+        Weight of the divergence.
+    unlabeled_weight : float, default=None
+        Weight of an unlabelled sample, where that of a labelled one is 1. None
+        gives both kinds the same weight in total, as in the source, which has
+        0.1 for 50 000 labelled and 500 000 unlabelled samples. With 0 the
+        unlabelled samples are left out.
+    sigma : float, default=0.25
+        Standard deviation of the noise of "stability", in the units of the
+        data.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+    transduction_ : ndarray of shape (n_samples,)
+        The labels of the training samples, given or found; of those with a
+        positive weight.
+
+    See Also
+    --------
+    TRADESClassifier : What it is without unlabelled samples.
+
+    Notes
+    -----
+    The network that labels is trained with the same settings but for
+    callbacks, and for as many epochs as make as many steps. Half of every
+    batch is labelled, half is not, and both are drawn in a random
+    order without end. An epoch has as many draws as there are samples, so that
+    where one kind is rare its samples are seen more than once. Validation data
+    of `train_split` are a part of all, pseudo-labelled ones included.
+
+    Among string labels the mark is -1 or "-1". If the labels would be a single
+    class without -1, or -1 is among `classes`, -1 is a label like any other:
+    binary labels are often -1 and 1. In `partial_fit` after the first call the
+    network itself labels. The weights of `class_weight` for unlabelled samples
+    are 1.
+
+    References
+    ----------
+    Carmon, Raghunathan, Schmidt, Liang and Duchi (2019), "Unlabeled data
+    improves adversarial robustness", Eqs. 5 to 7; its code draws half batches
+    and cuts the noise off in training.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from robustsk import RobustSelfTrainingClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> y_partly = np.where(np.arange(1000) < 300, y[:1000], -1)
+    >>> clf = RobustSelfTrainingClassifier(max_epochs=8, adversary__eps=0.1, random_state=0)
+    >>> clf = clf.fit(X[:1000], y_partly)
+    >>> bool((clf.transduction_ == y[:1000]).mean() > 0.8)
+    True
+    """
+
+    def __init__(
+        self,
+        module=None,
+        *,
+        regularizer="adversarial",
+        beta=6.0,
+        unlabeled_weight=None,
+        sigma=0.25,
+        **common,
+    ):
+        super().__init__(module, **common)
+        self.regularizer = regularizer
+        self.beta = beta
+        self.unlabeled_weight = unlabeled_weight
+        self.sigma = sigma
+
+    def default_adversary(self):
+        """Return a PGD that starts next to the sample, where the gradient does not vanish."""
+        return PGD(random_start="gaussian")
+
+    def attack_objective(self):
+        """Return "kl"."""
+        return "kl"
+
+    def craft(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the adversarial or noisy batch; without weight on it, the clean one."""
+        if self.beta == 0:
+            return x
+        if self.regularizer == "adversarial":
+            return super().craft(x, y)
+        noise = self.like_adversary(_GaussianNoise, sigma=self.sigma)
+        return self.perturb(self.module_, x, y, objective="ce", adversary=noise)
+
+    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+        """Return ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, shape (n,)."""
+        logits = self.logits(x)
+        loss = self.classification_loss(logits, y)
+        if self.beta == 0:
+            return loss
+        return loss + self.beta * kl_divergence(logits, self.logits(x_adv))
+
+    # --- unlabelled samples ------------------------------------------------------------
+
+    def _prepare(self, X, y, sample_weight, **options):
+        if self.regularizer not in ("adversarial", "stability"):
+            raise ValueError(
+                f"regularizer must be 'adversarial' or 'stability', got {self.regularizer!r}."
+            )
+        for name in ("beta", "sigma"):
+            check_length(getattr(self, name), name)
+        weight = self.unlabeled_weight
+        if weight is not None and not (isinstance(weight, numbers.Real) and 0 <= weight < np.inf):
+            raise ValueError(
+                f"unlabeled_weight must be a finite number of at least 0 or None, got {weight!r}."
+            )
+        if y is not None:
+            y = _with_marks_of_one_kind(check_labels(y))
+        return super()._prepare(X, y, sample_weight, **options)
+
+    def _learn_classes(self, y, classes):
+        known = self.classes if classes is None else classes
+        labelled = np.asarray(y)[~_marked(y)]
+        if known is not None or len(np.unique(labelled)) < 2:
+            labelled = y
+        super()._learn_classes(labelled, classes)
+
+    def _encode(self, y):
+        unlabelled = _marked(y) & ~_marked(self.classes_inferred_).any()
+        encoded = np.full(len(y), -1)
+        encoded[~unlabelled] = super()._encode(np.asarray(y)[~unlabelled])
+        return encoded
+
+    def _weights(self, X, y, sample_weight):
+        weight = super()._weights(X, y, sample_weight)
+        if self.class_weight is not None and (y < 0).any():
+            # "balanced" takes them for one class more, which matters to no other
+            mean = 1.0 if sample_weight is None else np.asarray(sample_weight)[y < 0]
+            weight[y < 0] = mean
+        return weight
+
+    def _train(self, samples, fresh):
+        unlabelled = samples.y < 0
+        if unlabelled.any():
+            samples = self._label(samples, unlabelled, fresh)
+        self.transduction_ = self.classes_inferred_[samples.y]
+        if unlabelled.any() and self.unlabeled_weight == 0:
+            if unlabelled.all():
+                raise ValueError(
+                    "All samples are unlabelled (-1) and unlabeled_weight=0: there is nothing to "
+                    "learn from."
+                )
+            samples = _take(samples, np.flatnonzero(~unlabelled))
+        elif unlabelled.any() and not unlabelled.all():
+            samples = self._balanced(samples, unlabelled)
+        return super()._train(samples, fresh)
+
+    def _label(self, samples, unlabelled, fresh):
+        """Return the samples with labels for all."""
+        rows = np.flatnonzero(unlabelled)
+        labeller = self
+        if fresh and unlabelled.all():
+            raise ValueError(
+                f"All {len(samples)} samples are unlabelled (-1): there is nobody to learn from."
+            )
+        if fresh:
+            labelled = _take(samples, np.flatnonzero(~unlabelled))
+            labeller = self._labeller(len(samples) / len(labelled)).fit(
+                labelled.X, self.classes_inferred_[labelled.y], labelled.weight
+            )
+        y = samples.y.copy()
+        with torch.random.fork_rng(devices=[]):
+            batches = labeller.forward_iter(_take(samples, rows), device="cpu")
+            y[rows] = np.concatenate([b.double().argmax(1).numpy() for b in batches])
+        return Samples(samples.X, y, samples.weight)
+
+    def _labeller(self, ratio):
+        """Return what labels: the network and its training, without the robustness."""
+        own = clone(self).get_params(deep=False)
+        names = StandardClassifier._signature_names()
+        leave = ("adversary", "weight_perturbation", "class_weight", "callbacks", "train_split")
+        given = {
+            name: value
+            for name, value in own.items()
+            if (name in names or "__" in name) and name.split("__")[0] not in leave
+        }
+        given["max_epochs"] = math.ceil(ratio * self.max_epochs)
+        given["classes"] = self.classes_inferred_
+        given["input_shape"] = self.input_shape_
+        return StandardClassifier(**given)
+
+    def _balanced(self, samples, unlabelled):
+        """Return the samples with weights that make half batches count as they should."""
+        weight = np.ones(len(samples)) if samples.weight is None else samples.weight.copy()
+        size = [weight[~unlabelled].sum(), weight[unlabelled].sum()]
+        share = np.array([0.5, 0.5])
+        if self.unlabeled_weight is not None:
+            share = np.array([size[0], self.unlabeled_weight * size[1]])
+            share /= share.sum()
+        for kind, part in enumerate((~unlabelled, unlabelled)):
+            weight[part] *= 2 * share[kind] * part.sum() / size[kind]
+        balanced = Samples(samples.X, samples.y, weight)
+        balanced.unlabelled = unlabelled
+        return balanced
+
+    def get_iterator(self, dataset, training=False):
+        """Return the batches of a Dataset, half of each unlabelled; called by skorch."""
+        unlabelled = _unlabelled(dataset) if training and self._in_fit else None
+        given = self.get_params_for("iterator_train").keys()
+        if (
+            unlabelled is None
+            or unlabelled.all()
+            or not unlabelled.any()
+            or {"shuffle", "sampler", "batch_sampler"} & given
+        ):
+            return super().get_iterator(dataset, training=training)
+        size = self.get_params_for("iterator_train").get("batch_size", self.batch_size)
+        vars(self)["iterator_train__sampler"] = HalfAndHalf(
+            unlabelled, len(dataset) if size == -1 else size
+        )
+        try:
+            return super().get_iterator(dataset, training=training)
+        finally:
+            del vars(self)["iterator_train__sampler"]
+
+
+class HalfAndHalf(Sampler):
+    """Draw batches of which one half is labelled and the other is not.
+
+    Parameters
+    ----------
+    unlabelled : ndarray of bool of shape (n_samples,)
+        With both kinds in it.
+    batch_size : int
+    """
+
+    def __init__(self, unlabelled, batch_size):
+        self.kinds = [torch.from_numpy(np.flatnonzero(m)) for m in (~unlabelled, unlabelled)]
+        self.batch_size = batch_size
+        self.n_draws = len(unlabelled)
+        if 1 < batch_size < self.n_draws and self.n_draws % batch_size == 1:
+            self.n_draws -= 1  # batch normalisation cannot be trained on a single sample
+
+    def __len__(self):
+        return self.n_draws
+
+    def __iter__(self):
+        labelled, unlabelled = (_endless(rows) for rows in self.kinds)
+        for start in range(0, self.n_draws, self.batch_size):
+            size = min(self.batch_size, self.n_draws - start)
+            for i in range(size):
+                yield next(unlabelled if i >= size - size // 2 else labelled)
+
+
+def _endless(rows):
+    while True:
+        yield from rows[torch.randperm(len(rows))].tolist()
+
+
+def _unlabelled(dataset):
+    """Return which samples of a Dataset had no label, or None where all had one."""
+    if isinstance(dataset, Subset):
+        found = _unlabelled(dataset.dataset)
+        return None if found is None else found[np.asarray(dataset.indices)]
+    return getattr(dataset, "unlabelled", None)
+
+
+def _take(samples, rows):
+    X = Subset(samples.X, rows.tolist()) if is_dataset(samples.X) else samples.X[rows]
+    weight = None if samples.weight is None else samples.weight[rows]
+    return Samples(X, samples.y[rows], weight)
+
+
+def _marked(y):
+    """Return where a label is the mark of unlabelled samples."""
+    y = np.asarray(y)
+    if y.dtype.kind in "US":
+        return y == "-1"
+    if y.dtype == object:
+        return np.array([isinstance(v, str) and v == "-1" for v in y], dtype=bool)
+    return y == -1 if y.dtype.kind in "if" else np.zeros(len(y), dtype=bool)
+
+
+def _with_marks_of_one_kind(y):
+    """Turn the number -1 among strings into a string, lest they do not compare."""
+    values = np.asarray(y)
+    if values.dtype != object or values.ndim != 1:
+        return y
+    mark = np.array([isinstance(v, numbers.Number) and v == -1 for v in values], dtype=bool)
+    if not mark.any() or not any(isinstance(v, str) for v in values):
+        return y
+    values = values.copy()
+    values[mark] = "-1"
+    return values
+
+
+class _GaussianNoise(BaseAttack):
+    """Normal noise, within the valid range but not within any ball."""
+
+    def __init__(self, estimator=None, *, sigma=0.25, **common):
+        super().__init__(estimator, **common)
+        self.sigma = sigma
+
+    def _attack_batch(self, batch):
+        return batch.ball.clamp(batch.x + self.sigma * batch.noise.normal(0))

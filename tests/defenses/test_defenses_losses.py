@@ -307,6 +307,8 @@ def test_weighted_mean(cls, batch):
         "iterator_train__shuffle": False,
     }  # fmt: skip
     start = ready(cls, **common)
+    if start._steps_per_batch > 1:
+        pytest.skip("takes several steps on a batch")
     tx, ty = torch.as_tensor(x), torch.as_tensor(y)
     losses = start.training_loss(tx, start.craft(tx, ty), ty)
     (torch.as_tensor(weight) * losses).sum().div(weight.sum()).backward()

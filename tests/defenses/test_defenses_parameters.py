@@ -47,7 +47,8 @@ def a_number_to_search(cls):
     for kind in (float, int):
         for name, default in own_parameters(cls).items():
             if type(default) is kind:
-                return name, [default, default + 1]
+                other = default + 1 if kind is int else default / 2 or 0.1  # some are shares
+                return name, [default, other]
     return None
 
 
@@ -109,7 +110,8 @@ def test_clone(cls, make, data, adversary):
 def test_get_params_reaches_the_adversary(cls, adversary):
     for clf in (cls(), cls(adversary=adversary)):
         deep, flat = clf.get_params(), clf.get_params(deep=False)
-        assert set(PGD().get_params()) <= {k[11:] for k in deep if k.startswith("adversary__")}
+        used = clf.default_adversary() if clf.adversary is None else adversary
+        assert set(used.get_params()) <= {k[11:] for k in deep if k.startswith("adversary__")}
         assert not any("__" in name for name in flat)
     assert cls(adversary=adversary).get_params()["adversary__eps"] == 0.3
     assert cls(adversary__eps=0.7).get_params()["adversary__eps"] == 0.7
@@ -127,8 +129,8 @@ def test_nested_parameters_of_the_default_adversary(cls, make, data):
     # what is not given stays as the defence has it
     plain = cls(max_epochs=1).fit(*data).adversary_
     assert plain.random_start == clf.adversary_.random_start
-    assert plain.n_steps == 10
-    assert plain.eps in (None, 8 / 255)
+    assert plain.n_steps == cls().default_adversary().n_steps
+    assert plain.eps == cls().default_adversary().eps
 
 
 def test_nested_parameters_of_a_given_adversary(cls, make, data, adversary):

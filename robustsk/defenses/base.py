@@ -46,7 +46,7 @@ from ..attacks.base import check_attack, encode_labels, learn_bounds, warn_about
 from ..attacks.objectives import resolve_objective
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
-from ..models import get_classifier, make_module
+from ..models import forward_with_features, get_classifier, make_module
 from ._data import Crafted, Samples, collate
 
 
@@ -56,6 +56,12 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     Subclasses define `__init__` with their own hyperparameters (passing the
     rest on as ``**common``), `training_loss`, and where it differs from
     cross-entropy `attack_objective`.
+
+    An adversary may learn in the course of training. If `adversary_` has these
+    methods, they are called: ``observe(x, x_adv, weight)`` after it has crafted
+    a batch in :meth:`perturb`, with sample weights or None; ``record()`` at the
+    end of an epoch, which returns a dict for the history; and
+    ``resume(previous)`` with the last adversary where training goes on.
     """
 
     _shared_parameters_doc = """
@@ -158,7 +164,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     _in_fit = False
     _shape_checked = False
     #: What is needed during training only.
-    _of_a_session = ("_victims", "_clean", "_last_good", "_candidate")
+    _of_a_session = ("_victims", "_clean", "_last_good", "_candidate", "_batch_weight")
     #: Optimisation steps that are taken on each batch.
     _steps_per_batch = 1
     head_ = None
@@ -354,6 +360,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             clean_logits=None if clean is None else clean.detach(),
             return_info=True,
         )
+        if adversary is self.adversary_ and hasattr(adversary, "observe"):
+            adversary.observe(rows, x_adv, self.batch_weight)
         x_adv = x_adv.reshape(x.shape)
         return (x_adv, info) if return_info else x_adv
 
@@ -409,6 +417,27 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             self._step_logits = logits.detach()
         return logits
 
+    def logits_and_features(self, x, layer=None):
+        """Return the logits of a batch and a representation in the network.
+
+        Parameters
+        ----------
+        x : torch.Tensor of shape (n, ...)
+        layer : str, optional
+            Name of the layer whose output is wanted. None means what enters the
+            last linear layer.
+
+        Returns
+        -------
+        logits : torch.Tensor of shape (n, n_classes)
+        features : torch.Tensor of shape (n, n_features)
+        """
+        if self._clean is not None and self._clean[0] is x:
+            self._clean = None  # logits without their features are of no use
+        with self.arithmetic(x):
+            logits, features = forward_with_features(self.module_, x, layer)
+        return self.logits(x, lambda _: logits), features.to(x.dtype)
+
     def arithmetic(self, x):
         """Return the context in which the network works on `x` in training."""
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision is not None)
@@ -421,7 +450,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     @property
     def batch_weight(self):
-        """Sample weights of the batch in `training_loss`, shape (n,), or None: for batch means."""
+        """Sample weights of the training batch, shape (n,), or None: for batch means."""
         return self._batch_weight
 
     @property
@@ -542,7 +571,10 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             kept = np.flatnonzero(weight)
             X = Subset(X, kept.tolist()) if is_dataset(X) else X[kept]
             encoded, weight = encoded[kept], weight[kept]
+        previous = None if reset else getattr(self, "adversary_", None)
         self.adversary_ = adversary = self._adversary()
+        if previous is not None and hasattr(adversary, "resume"):
+            adversary.resume(previous)
         self.weight_perturbation_ = self._nested("weight_perturbation")
         self.augmentation_ = self._nested("augmentation")
         Engine(self.precision)  # raises if there is no such precision
@@ -767,6 +799,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
             raise ValueError("A training batch is empty.")
         if self.augmentation_ is not None:
             x = self.augmentation_(x)
+        self._batch_weight = weight
         return self._lay_out(x), y, weight
 
     def _take_step(self, crafted, **fit_params):
@@ -820,8 +853,8 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         epoch = len(self.history_)
         batch = len(self.history_[-1]["batches"])
         good = self._candidate if self._last_good is None else self._last_good
-        if good is not None:
-            self.module_.load_state_dict(good)
+        for name, weights in (good or {}).items():
+            getattr(self, name).load_state_dict(weights)
         raise FloatingPointError(
             f"The training loss is {value} in epoch {epoch}, batch {batch}. Training has stopped "
             "and the weights of the last good epoch are in place, so that the model can be used. "
@@ -833,8 +866,19 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Remember the weights to fall back on; called by skorch."""
         super().on_epoch_begin(net, dataset_train, dataset_valid, **kwargs)
-        state = self.module_.state_dict()
-        self._candidate = {k: v.detach().clone() for k, v in state.items()}
+        parts = {f"{name}_": getattr(self, f"{name}_") for name in self._modules}
+        self._candidate = {
+            name: {k: v.detach().clone() for k, v in part.state_dict().items()}
+            for name, part in parts.items()
+            if part is not None
+        }
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Record what the adversary has learned; called by skorch."""
+        super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
+        if hasattr(self.adversary_, "record"):
+            for name, value in self.adversary_.record().items():
+                self.history.record(name, value)
 
     def _lay_out(self, x):
         """Return `x` in the layout in which the network is fastest; once, see which it is."""
@@ -998,6 +1042,9 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         own = getattr(self, name)
         if own is None and name == "adversary":
             own = self.default_adversary()
+        kind, method = _EXPECTED.get(name, ("", ""))
+        if method and own is not None and (isinstance(own, type) or not hasattr(own, method)):
+            raise TypeError(f"{name} must be {kind} or None, got {own!r}.")
         params = self.get_params_for(name)
         if hasattr(own, "get_params"):
             return clone(own).set_params(**params)
@@ -1144,6 +1191,14 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
 
     def __repr__(self, *args, **kwargs):
         return BaseEstimator.__repr__(self, *args, **kwargs)
+
+
+#: What the parameters that hold objects expect, and a method that tells it.
+_EXPECTED = {
+    "head": ("a head such as HypersphereHead(s=10)", "attach"),
+    "weight_perturbation": ("an object such as AWP(gamma=0.01)", "applied"),
+    "augmentation": ("a function of a batch, or an object such as RandomCropFlip()", "__call__"),
+}
 
 
 class _RawInput(nn.Module):

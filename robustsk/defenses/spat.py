@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ..attacks import PGD, Objective
 from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
-from ..models import CosineLinear, forward_with_features, get_classifier, replace_classifier
+from ..models import CosineLinear, get_classifier, replace_classifier
 from .base import BaseDefense
 
 
@@ -182,10 +182,7 @@ class SPATClassifier(BaseDefense):
         if self.head == "cosine":
             logits = self.logits(x)
             return logits, self_paced_loss(logits / self.s, y, scale=self.s, **options)
-        with self.arithmetic(x):
-            found = forward_with_features(self.module_, x)
-        logits, features = (part.to(x.dtype) for part in found)
-        logits = self.logits(x, lambda _: logits)
+        logits, features = self.logits_and_features(x)
         weight = get_classifier(self.module_)[1].weight
         cos = F.linear(F.normalize(features, eps=1e-12), F.normalize(weight, eps=1e-12))
         return logits, self_paced_loss(cos, y, logits=logits, **options)

@@ -17,7 +17,7 @@ from ..attacks import PGD, BaseAttack
 from ..attacks.base import check_attack, check_count, learn_bounds
 from ..attacks.targets import as_victim
 from ..attacks.threat import _column, check_norm
-from ..models import get_classifier
+from ..models import get_classifier, get_layer
 from ._craft import check_samples, combined_victim, craft
 
 _MEMBERS = ("both", "adv", "clean")
@@ -277,14 +277,7 @@ def _find_layer(module, layer):
             if not affine:
                 raise
             return affine[-1], True
-    known = dict(module.named_modules())
-    fitting = [name for name in known if name == layer or name.endswith(f".{layer}")]
-    if not layer or not fitting:
-        raise ValueError(
-            f"There is no layer {layer!r}: use a name from module.named_modules(), here one of "
-            f"{[name for name in known if name]}."
-        )
-    return known[min(fitting, key=len)], False
+    return get_layer(module, layer), False
 
 
 def _latents(victim, where, values):

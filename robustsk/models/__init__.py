@@ -20,7 +20,12 @@ from robustsk.models.cnn import (
     cce_cifar100,
     cce_mnist,
 )
-from robustsk.models.features import forward_with_features, get_classifier, replace_classifier
+from robustsk.models.features import (
+    forward_with_features,
+    get_classifier,
+    get_layer,
+    replace_classifier,
+)
 from robustsk.models.heads import Head, HypersphereHead
 from robustsk.models.linear import (
     CosineLinear,
@@ -29,6 +34,7 @@ from robustsk.models.linear import (
 )
 from robustsk.models.max_mahalanobis import MMCHead
 from robustsk.models.mlp import MLP
+from robustsk.models.projection import ProjectionHead, make_projection
 from robustsk.models.registry import MODELS, get_model, list_models, make_module
 from robustsk.models.resnet import (
     PreActResNet,
@@ -56,6 +62,7 @@ __all__ = [
     "MaxMahalanobisLinear",
     "Normalize",
     "PreActResNet",
+    "ProjectionHead",
     "ResNet",
     "SmallCNN",
     "WideResNet",
@@ -64,9 +71,11 @@ __all__ = [
     "cce_mnist",
     "forward_with_features",
     "get_classifier",
+    "get_layer",
     "get_model",
     "list_models",
     "make_module",
+    "make_projection",
     "max_mahalanobis_centers",
     "preact_resnet18",
     "replace_classifier",

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustsk.models.linear import CosineLinear, MaxMahalanobisLinear
 
-__all__ = ["forward_with_features", "get_classifier", "replace_classifier"]
+__all__ = ["forward_with_features", "get_classifier", "get_layer", "replace_classifier"]
 
 
 def get_classifier(module: nn.Module) -> tuple[str, nn.Module]:
@@ -126,28 +126,71 @@ def replace_classifier(module: nn.Module, factory: Callable[[int, int], nn.Modul
     return module
 
 
-def forward_with_features(module: nn.Module, x: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run a module and also return what entered its classifier layer.
+def get_layer(module: nn.Module, name: str) -> nn.Module:
+    """Find a layer of a module by its name.
 
     Parameters
     ----------
     module : nn.Module
-        Any network with a classifier layer, see :func:`get_classifier`.
+        Any network.
+    name : str
+        As in ``module.named_modules()``. Of a network inside a wrapper, the name that it has in
+        the network is enough.
+
+    Returns
+    -------
+    layer : nn.Module
+        The layer.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer of this name; the message lists those that there are.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from robustsk.models import get_layer
+    >>> get_layer(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), "1")
+    ReLU()
+    """
+    known = dict(module.named_modules())
+    fitting = [key for key in known if key == name or key.endswith(f".{name}")]
+    if not name or not fitting:
+        raise ValueError(
+            f"There is no layer {name!r} in {type(module).__name__}: use a name from "
+            f"module.named_modules(), here one of {[key for key in known if key]}."
+        )
+    return known[min(fitting, key=len)]
+
+
+def forward_with_features(
+    module: nn.Module, x: Any, layer: str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a module and also return a representation inside of it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Any network.
     x : Tensor
         Input batch of shape (n, ...).
+    layer : str, default=None
+        Name of the layer whose output is wanted, as in ``module.named_modules()``. None means
+        what enters the classifier layer, see :func:`get_classifier`.
 
     Returns
     -------
     logits : Tensor of shape (n, n_classes)
         What ``module(x)`` returns.
     features : Tensor of shape (n, n_features)
-        What entered the classifier layer, flattened to two axes. Part of the same graph as the
-        logits, so losses on it can be differentiated.
+        The representation, flattened to two axes. Part of the same graph as the logits, so losses
+        on it can be differentiated.
 
     Raises
     ------
     ValueError
-        If there is no classifier layer.
+        If there is no classifier layer, or none of this name.
     RuntimeError
         If the forward pass did not call it.
 
@@ -159,22 +202,33 @@ def forward_with_features(module: nn.Module, x: Any) -> tuple[torch.Tensor, torc
     >>> logits.shape, features.shape
     (torch.Size([5, 3]), torch.Size([5, 100]))
     """
-    name, layer = get_classifier(module)
-    caught: list[torch.Tensor] = []
+    caught: list[Any] = []
+    if layer is None:
+        name, inner = get_classifier(module)
 
-    def catch(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        caught.append(args[0] if args else next(iter(kwargs.values())))
+        def catch(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            caught.append(args[0] if args else next(iter(kwargs.values())))
 
-    handle = layer.register_forward_pre_hook(catch, with_kwargs=True)
+        handle = inner.register_forward_pre_hook(catch, with_kwargs=True)
+    else:
+        name = layer
+        handle = get_layer(module, layer).register_forward_hook(
+            lambda _, args, output: caught.append(output)
+        )
     try:
         logits = module(x)
     finally:
         handle.remove()
-    if not caught:
+    if not caught and layer is None:
         raise RuntimeError(
             f"the forward pass of {type(module).__name__} did not call its classifier layer "
             f"{name!r}, so its features cannot be read. Give the network a method "
             "get_classifier() that returns the layer its forward calls last."
+        )
+    if not caught or not isinstance(caught[-1], torch.Tensor):
+        raise RuntimeError(
+            f"the forward pass of {type(module).__name__} did not pass a tensor through the layer "
+            f"{name!r}: name one that it calls and that returns a tensor."
         )
     features = caught[-1]
     return logits, features.flatten(1) if features.ndim > 2 else features

@@ -9,6 +9,7 @@ from robustsk.models import (
     SmallCNN,
     forward_with_features,
     get_classifier,
+    get_layer,
     replace_classifier,
 )
 
@@ -245,3 +246,42 @@ def test_hook_is_removed_after_an_error():
     with pytest.raises(RuntimeError, match="did not call its classifier layer 'head'"):
         forward_with_features(network, torch.rand(5, 4))
     assert n_hooks(network) == 0
+
+
+# --- any layer by its name -----------------------------------------------------------
+
+
+def test_output_of_a_named_layer():
+    network = MLP((4,), 3, hidden_sizes=(5, 6))
+    x = torch.randn(7, 4)
+    for name, layer in network.named_modules():
+        if name.startswith("features."):
+            seen = []
+            handle = layer.register_forward_hook(lambda _, args, out, seen=seen: seen.append(out))
+            logits, features = forward_with_features(network, x, name)
+            handle.remove()
+            assert features is seen[0]
+            assert torch.equal(logits, network(x))
+    # an image is flattened, and the graph is that of the logits
+    network = SmallCNN((1, 28, 28), 10)
+    x = torch.rand(2, 1, 28, 28, requires_grad=True)
+    _, features = forward_with_features(network, x, "features")
+    assert features.ndim == 2
+    assert torch.autograd.grad(features.sum(), x)[0].abs().sum() > 0
+
+
+def test_a_wrapper_need_not_be_named():
+    inner = MLP((4,), 3)
+    assert get_layer(nn.Sequential(nn.Flatten(), inner), "classifier") is inner.classifier
+    assert get_layer(inner, "classifier") is inner.classifier
+
+
+def test_a_wrong_name_lists_the_right_ones():
+    network = MLP((4,), 3)
+    with pytest.raises(ValueError, match=r"no layer 'fc' in MLP.*'classifier'"):
+        get_layer(network, "fc")
+    with pytest.raises(ValueError, match="no layer"):
+        forward_with_features(network, torch.zeros(1, 4), "")
+    network.unused = nn.Linear(2, 2)
+    with pytest.raises(RuntimeError, match="did not pass a tensor through the layer 'unused'"):
+        forward_with_features(network, torch.zeros(1, 4), "unused")

@@ -176,3 +176,19 @@ def test_a_head_must_say_how_it_is_attached():
     with pytest.raises(NotImplementedError, match="must define attach"):
         Head().attach(network())
     assert issubclass(PGDATClassifier, BaseDefense)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"head": "cosine"},
+        {"head": HypersphereHead},
+        {"weight_perturbation": 0.01},
+        {"weight_perturbation": PGD},
+        {"augmentation": "flip"},
+    ],
+)
+def test_what_is_no_such_object(params):
+    (name,) = params
+    with pytest.raises(TypeError, match=f"{name} must be an? .* or None, got"):
+        PGDATClassifier(**params).fit(RNG.normal(size=(20, 3)), np.arange(20) % 4)

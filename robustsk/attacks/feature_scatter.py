@@ -183,14 +183,14 @@ def cosine_cost(first, second):
     return F.relu(1 - first @ second.T)
 
 
-def transport_plan(cost, reg=0.01, n_iter=100, tol=0.1, mass=None):
+def transport_plan(cost, reg=0.01, n_iter=100, tol=0.1, mass=None, mass_columns=None):
     """Return the plan of least cost and most entropy between two distributions.
 
     Minimises ``<T, cost> - reg * H(T)`` by Sinkhorn's iterations on logarithms.
 
     Parameters
     ----------
-    cost : torch.Tensor of shape (n, n)
+    cost : torch.Tensor of shape (n, m)
     reg : float, default=0.01
     n_iter : int, default=100
     tol : float, default=0.1
@@ -199,21 +199,25 @@ def transport_plan(cost, reg=0.01, n_iter=100, tol=0.1, mass=None):
     mass : torch.Tensor of shape (n,), default=None
         Weights of rows and columns; None means 1. A weight of 2 does what a
         sample that is there twice would do.
+    mass_columns : torch.Tensor of shape (m,), default=None
+        Weights of the columns, of the same sum, where they are not those of the rows.
 
     Returns
     -------
-    torch.Tensor of shape (n, n)
+    torch.Tensor of shape (n, m)
         Columns sum to their shares, 1/n without weights; rows do so once it has
         converged.
     """
     mass = cost.new_ones(len(cost)) if mass is None else mass.to(cost)
-    share = torch.log(mass / mass.sum())
+    other = mass if mass_columns is None else mass_columns.to(cost)
+    share, share_columns = (torch.log(m / m.sum()) for m in (mass, other))
     # relative to the shares, where copies of a sample have the potential of the sample
-    f = g = (reg * torch.log(mass.sum())).expand(len(mass))
+    f, g = ((reg * torch.log(mass.sum())).expand(len(m)) for m in (mass, other))
     for _ in range(n_iter):
         before = f
-        f = -reg * torch.logsumexp(share[None, :] + (g[None, :] - cost) / reg, 1)
+        f = -reg * torch.logsumexp(share_columns[None, :] + (g[None, :] - cost) / reg, 1)
         g = -reg * torch.logsumexp(share[:, None] + (f[:, None] - cost) / reg, 0)
         if (mass * (f - before)).detach().abs().sum() < tol:
             break
-    return torch.exp(share[:, None] + share[None, :] + (f[:, None] + g[None, :] - cost) / reg)
+    potentials = f[:, None] + g[None, :] - cost
+    return torch.exp(share[:, None] + share_columns[None, :] + potentials / reg)

@@ -330,7 +330,11 @@ class Ball:
         return torch.clamp(z, self.lower, self.upper)
 
     def ascend(self, z, gradient, size):
-        """Take a step of length `size` in the steepest direction, then project.
+        """Take a step of length `size` in the steepest direction (:meth:`push`), then project."""
+        return self.project(self.push(z, gradient, size))
+
+    def push(self, z, gradient, size):
+        """Take a step of length `size` in the steepest direction, wherever it leads.
 
         Parameters
         ----------
@@ -348,7 +352,7 @@ class Ball:
         else:
             direction = self._sparse_direction(z, gradient)
         # the direction is nobody else's: no need for another tensor
-        return self.project(self._to_data(direction).mul_(size).add_(z))
+        return self._to_data(direction).mul_(size).add_(z)
 
     def _sparse_direction(self, z, gradient):
         if self.lower is not None:

@@ -1,7 +1,9 @@
 """Defences: scikit-learn classifiers that are trained to be robust."""
 
+from .adr import ADRClassifier
 from .adversarial_regularization import AdversarialRegularizationClassifier
 from .alp import ALPClassifier
+from .ascl import ASCLClassifier
 from .base import BaseDefense
 from .curriculum_at import CurriculumATClassifier
 from .dynamic_at import DynamicATClassifier
@@ -23,10 +25,15 @@ from .regularized_at import RegularizedATClassifier
 from .self_training import RobustSelfTrainingClassifier
 from .spat import SPATClassifier
 from .standard import StandardClassifier
+from .supcon import SupervisedContrastiveClassifier
 from .trades import TRADESClassifier
+from .udr import UDRAWPClassifier, UDRMARTClassifier, UDRPGDClassifier, UDRTRADESClassifier
+from .wrm import WRMClassifier
 
 __all__ = [
+    "ADRClassifier",
     "ALPClassifier",
+    "ASCLClassifier",
     "AdversarialFineTuneClassifier",
     "AdversarialRegularizationClassifier",
     "BaseDefense",
@@ -48,7 +55,13 @@ __all__ = [
     "RobustSelfTrainingClassifier",
     "SPATClassifier",
     "StandardClassifier",
+    "SupervisedContrastiveClassifier",
     "TRADESClassifier",
+    "UDRAWPClassifier",
+    "UDRMARTClassifier",
+    "UDRPGDClassifier",
+    "UDRTRADESClassifier",
+    "WRMClassifier",
     "dra_grid",
     "spat_component_grid",
     "spat_sensitivity_grid",

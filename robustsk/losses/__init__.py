@@ -19,6 +19,15 @@ from robustsk.losses.classification import (
     kl_terms,
     margin,
 )
+from robustsk.losses.compactness import global_compactness, local_compactness
+from robustsk.losses.contrastive import (
+    contrastive_loss,
+    contrastive_selection,
+    info_nce,
+    nt_xent,
+    supervised_contrastive,
+    triplet_loss,
+)
 from robustsk.losses.gairat import geometry_weights
 from robustsk.losses.mail import margin_weights, probability_margin
 from robustsk.losses.mart import boosted_cross_entropy, mart_loss
@@ -31,30 +40,48 @@ from robustsk.losses.spat import (
     spat_loss,
 )
 from robustsk.losses.trades import trades_loss
+from robustsk.losses.wasserstein import (
+    smoothed_cost,
+    transport_cost,
+    transport_cost_gradient,
+    truncated_cost,
+)
 
 __all__ = [
     "adversarial_regularization_loss",
     "boosted_cross_entropy",
     "cce_loss",
     "cce_member_loss",
+    "contrastive_loss",
+    "contrastive_selection",
     "dlr",
     "dlr_targeted",
     "ensemble_logits",
     "entropy",
     "geometry_weights",
+    "global_compactness",
     "inconsistency",
+    "info_nce",
     "kl_divergence",
     "kl_terms",
+    "local_compactness",
     "logit_pairing",
     "margin",
     "margin_weights",
     "mart_loss",
     "mmc_loss",
+    "nt_xent",
     "prediction_distance",
     "probability_margin",
     "self_paced_consistency",
     "self_paced_gates",
     "self_paced_loss",
+    "smoothed_cost",
     "spat_loss",
+    "supervised_contrastive",
     "trades_loss",
+    "transport_cost",
+    "transport_cost_gradient",
+    "triplet_loss",
+    "truncated_cost",
 ]

@@ -72,6 +72,7 @@ def mart_loss(
     y: Tensor,
     beta: float = 6.0,
     *,
+    boosted_on: str = "adversarial",
     classification_loss: Callable | None = None,
 ) -> Tensor:
     r"""MART loss: it asks for consistency most where the clean sample is hardly recognised.
@@ -86,6 +87,9 @@ def mart_loss(
         True classes.
     beta : float, default=6.0
         Weight of the divergence (:math:`\lambda` of [1]_). Zero leaves the boosted cross-entropy.
+    boosted_on : {"adversarial", "clean"}, default="adversarial"
+        Samples on which the boosted cross-entropy is taken. The source has the attacked ones, [2]_
+        (Eq. 7) the clean ones.
     classification_loss : callable, default=None
         ``f(logits, y)`` returning one value per sample, in the place of the cross-entropy. None
         means cross-entropy.
@@ -110,6 +114,8 @@ def mart_loss(
     ----------
     .. [1] Wang, Y., Zou, D., Yi, J., Bailey, J., Ma, X. and Gu, Q. (2020). Improving adversarial
        robustness requires revisiting misclassified examples. ICLR. Eq. 11.
+    .. [2] Bui, T. A., Le, T., Tran, Q. H., Zhao, H. and Phung, D. (2022). A unified Wasserstein
+       distributional robustness framework for adversarial training. ICLR.
 
     Examples
     --------
@@ -120,7 +126,10 @@ def mart_loss(
     >>> mart_loss(clean, attacked, torch.tensor([0]), beta=1.0)  # 2 log 4 + 0.1438 / 2
     tensor([2.8445])
     """
-    boosted = boosted_cross_entropy(logits_adv, y, classification_loss=classification_loss)
+    if boosted_on not in ("adversarial", "clean"):
+        raise ValueError(f"boosted_on must be 'adversarial' or 'clean', got {boosted_on!r}.")
+    samples = logits_adv if boosted_on == "adversarial" else logits
+    boosted = boosted_cross_entropy(samples, y, classification_loss=classification_loss)
     log_p = log_softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)
     # 1 - p, without cancellation where p is close to one
     return boosted + beta * kl_divergence(logits, logits_adv) * -torch.expm1(log_p)

@@ -77,7 +77,77 @@ class AdversarialScoring(EpochScoring):
         return ["attack", "name", "on_train"]
 
 
-class EpsWarmup(Callback):
+class EpsSchedule(Callback):
+    """Change the radius of the adversary from epoch to epoch.
+
+    Parameters
+    ----------
+    points : sequence of (epoch, factor)
+        Factors of the radius and the epochs, counted from 0 and in ascending order, in which they
+        hold. In between, factors are interpolated; before the first and after the last of these
+        epochs they are constant.
+
+    Notes
+    -----
+    A `step_size` of the adversary that is None follows the radius; one that
+    is given does not. After training the adversary has its own radius again. Epochs are counted on
+    where a training goes on. The radius of each epoch is recorded as "eps".
+
+    References
+    ----------
+    Bui, Le, Tran, Zhao and Phung (2022), "A unified Wasserstein distributional robustness framework
+    for adversarial training", Appendix D: from 8/255 in epoch 20 to 16/255 in epoch 70, or back.
+
+    Examples
+    --------
+    >>> from robustsk import PGDATClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> from robustsk.training import EpsSchedule
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> clf = PGDATClassifier(
+    ...     adversary__eps=0.1, callbacks=[EpsSchedule([(1, 1), (3, 2)])], max_epochs=5,
+    ...     random_state=0,
+    ... ).fit(X[:500], y[:500])
+    >>> [round(eps, 2) for eps in clf.history_[:, "eps"]]
+    [0.1, 0.1, 0.15, 0.2, 0.2]
+    >>> clf.adversary_.eps
+    0.1
+    """
+
+    def __init__(self, points):
+        self.points = points
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Remember the radius."""
+        self._check()
+        adversary = net.adversary_
+        self.eps_ = adversary.eps
+        self.radius_ = check_eps(adversary.eps, check_norm(adversary.norm), net.input_shape_)
+
+    def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Set the radius of this epoch."""
+        epochs, factors = zip(*self.points, strict=True)
+        eps = self.radius_ * float(np.interp(net.epoch, epochs, factors))
+        net.adversary_.eps = eps
+        net.history.record("eps", np.asarray(eps).tolist())
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """Restore the radius."""
+        net.adversary_.eps = self.eps_
+
+    def _check(self):
+        try:
+            pairs = np.asarray(self.points, dtype=float).reshape(-1, 2)
+        except (TypeError, ValueError):
+            pairs = np.empty((0, 2))
+        if not len(pairs) or (np.diff(pairs[:, 0]) <= 0).any() or not (pairs[:, 1] >= 0).all():
+            raise ValueError(
+                "points must be pairs (epoch, factor) in ascending order of epochs, with factors "
+                f"of at least 0, e.g. [(20, 1), (70, 2)]; got {self.points!r}."
+            )
+
+
+class EpsWarmup(EpsSchedule):
     """Let the radius of the adversary grow during the first epochs.
 
     From scratch, a small network may not get off the ground against a strong
@@ -120,13 +190,7 @@ class EpsWarmup(Callback):
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Remember the radius."""
-        if not 0 <= self.start <= 1:
-            raise ValueError(f"start must be a fraction in [0, 1], got {self.start!r}.")
-        if self.n_epochs < 0:
-            raise ValueError(f"n_epochs must not be negative, got {self.n_epochs!r}.")
-        adversary = net.adversary_
-        self.eps_ = adversary.eps
-        self.radius_ = check_eps(adversary.eps, check_norm(adversary.norm), net.input_shape_)
+        super().on_train_begin(net, X, y, **kwargs)
         self.batches_ = 0
 
     def on_batch_begin(self, net, batch=None, training=False, **kwargs):
@@ -137,13 +201,15 @@ class EpsWarmup(Callback):
             net.adversary_.eps = self.radius_ * (self.start + (1 - self.start) * done)
             self.batches_ += 1
 
-    def on_train_end(self, net, X=None, y=None, **kwargs):
-        """Restore the full radius."""
-        net.adversary_.eps = self.eps_
-
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Learn how long an epoch is."""
         self.n_samples_ = len(dataset_train)
+
+    def _check(self):
+        if not 0 <= self.start <= 1:
+            raise ValueError(f"start must be a fraction in [0, 1], got {self.start!r}.")
+        if self.n_epochs < 0:
+            raise ValueError(f"n_epochs must not be negative, got {self.n_epochs!r}.")
 
     def _batches_per_epoch(self, net):
         size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)

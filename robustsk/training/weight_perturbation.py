@@ -164,6 +164,8 @@ def _copy(tensors, values):
 
 def _unit(g):
     """Return the direction of a gradient; zero if it is zero."""
+    # first to the size of 1: squares of what is very small are zero
+    g = g / _positive(g.abs().max())
     return g / _positive(g.norm())
 
 

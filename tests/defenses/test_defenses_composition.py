@@ -28,7 +28,7 @@ from robustsk.defenses import (
     trade_off_grid,
 )
 from robustsk.models import CosineLinear
-from robustsk.training import AWP
+from robustsk.training import AWP, UDRAdversary
 
 ADVERSARIES = [
     PGD(norm=2, eps=0.3, n_steps=2),
@@ -38,6 +38,7 @@ ADVERSARIES = [
     MIM(eps=0.1, n_steps=2),
     APGD(eps=0.1, n_steps=3),
     DRA(eps=0.3, n_steps=2),
+    UDRAdversary(eps=0.1, n_steps=2),
 ]
 
 
@@ -73,7 +74,7 @@ def test_head(cls, make, data):
 
 
 def test_weight_perturbation(cls, make, data):
-    plain = make(cls).fit(*data)
+    plain = make(cls, weight_perturbation=None).fit(*data)
     none = make(cls, weight_perturbation=AWP(gamma=0.0)).fit(*data)
     some = make(cls, weight_perturbation=AWP(gamma=0.05)).fit(*data)
     assert_array_equal(weights(none), weights(plain))

@@ -310,6 +310,7 @@ def test_weighted_mean(cls, batch):
     if start._steps_per_batch > 1:
         pytest.skip("takes several steps on a batch")
     tx, ty = torch.as_tensor(x), torch.as_tensor(y)
+    start._batch_weight = torch.as_tensor(weight)  # as in training: losses may couple samples
     losses = start.training_loss(tx, start.craft(tx, ty), ty)
     (torch.as_tensor(weight) * losses).sum().div(weight.sum()).backward()
     with torch.no_grad():

@@ -364,9 +364,12 @@ def test_step_of_skorch_minimises_the_loss_of_the_defence(cls, make, data):
     weight = torch.linspace(0.5, 2, len(x))
     clf.module_.train()
     adversarial = clf.craft(x, labels)
-    losses = clf.training_loss(x, adversarial, labels).detach()
-    assert losses.shape == (len(x),)
-    for w, expected in [(None, losses.mean()), (weight, (weight * losses).sum() / weight.sum())]:
+    for w in (None, weight):
+        clf._batch_weight = w  # as in training: losses may couple samples
+        losses = clf.training_loss(x, adversarial, labels).detach()
+        clf._batch_weight = None
+        assert losses.shape == (len(x),)
+        expected = losses.mean() if w is None else (w * losses).sum() / w.sum()
         clf.module_.zero_grad()
         step = NeuralNet.train_step_single(clf, (Crafted(x, adversarial, labels, w), labels))
         assert_allclose(step["loss"].item(), expected.item(), rtol=1e-5)

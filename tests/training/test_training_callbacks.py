@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState
 from skorch.dataset import ValidSplit
 
 from robustsk import PGD, PGDATClassifier, score_adversarial
-from robustsk.training import AdversarialScoring, EpsWarmup
+from robustsk.training import AdversarialScoring, EpsSchedule, EpsWarmup
 
 ATTACK = PGD(eps=0.4, n_steps=3, random_state=0)
 
@@ -168,3 +168,44 @@ def test_full_radius_after_a_training_that_broke_off(data):
     clf.set_params(train_split=None).fit(*data)
     assert len(clf.history_) == 2
     assert clf.default_attack().eps == 0.2
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 2), (2, 1)])
+def test_schedule_of_the_source(first, last):
+    """Appendix D of Bui et al. (2022): 8/255 to epoch 20, then by 1/50 of it to epoch 70."""
+    eps = 8 / 255
+    clf = make(
+        EpsSchedule([(20, first), (70, last)]), adversary__eps=eps, module__hidden_sizes=(2,)
+    )
+    clf.set_params(train_split=None, max_epochs=75, batch_size=-1)
+    X = np.random.default_rng(0).random((6, 2))
+    clf.fit(X, np.arange(6) % 2)
+    epoch = np.arange(75)
+    step = eps / 50
+    if first == 1:
+        expected = np.minimum(16 / 255, np.maximum(eps, eps + (epoch - 20) * step))
+    else:
+        expected = np.maximum(eps, np.minimum(16 / 255, 16 / 255 - (epoch - 20) * step))
+    assert_allclose(clf.history_[:, "eps"], expected)
+    assert clf.history_[45, "eps"] == pytest.approx(12 / 255)
+    assert clf.default_attack().eps == eps
+
+
+def test_schedule_goes_on_with_the_training(data):
+    seen = []
+    clf = make(EpsSchedule([(1, 1), (3, 3)]), Radii(seen), train_split=None, batch_size=-1)
+    clf.set_params(max_epochs=2).fit(*data).partial_fit(*data)
+    assert_allclose(seen, [0.2, 0.2, 0.4, 0.6])
+    assert clf.adversary_.eps == 0.2
+
+
+def test_schedule_of_radii_per_feature(data):
+    eps = np.array([0.1, 0.0, 0.2, 0.1])
+    clf = make(EpsSchedule([(0, 1), (2, 2)]), adversary__eps=eps, train_split=None).fit(*data)
+    assert_allclose(clf.history_[:, "eps"], [eps, 1.5 * eps, 2 * eps])
+
+
+@pytest.mark.parametrize("points", [[], [(3, 1), (2, 1)], [(0, -1)], 3, [1, 2, 3], "ab"])
+def test_bad_schedules(data, points):
+    with pytest.raises(ValueError, match="points"):
+        make(EpsSchedule(points)).fit(*data)

@@ -37,6 +37,7 @@ from robustsk.training import (
     LearningRateSchedule,
     RandomCropFlip,
     RobustEarlyStopping,
+    UDRAdversary,
 )
 
 # --- recipes ---------------------------------------------------------------------------
@@ -101,7 +102,7 @@ SGD = {
 }
 RECIPES = {
     # the short ones are ours
-    ("mnist", "short"): Recipe("mnist", "small_cnn", 0.3, 5, 0.1, 3, 2e-3, 60000, warmup=1),
+    ("mnist", "short"): Recipe("mnist", "small_cnn", 0.3, 5, 0.1, 2, 2e-3, 60000, warmup=1),
     ("cifar10", "short"): Recipe(
         "cifar10", "resnet20", 8 / 255, 5, 3 / 255, 10, 5e-3, 10000,
         augmentation=RandomCropFlip(),
@@ -120,7 +121,7 @@ RECIPES = {
 
 
 def defences(recipe, args):
-    """Return every defence of Hou's Chapter 3, and those that the issue names beside them."""
+    """Return the defences of Hou's Chapter 3, and others beside them."""
     common = recipe.common(args)
     pgd, kl = recipe.pgd(), recipe.kl()
     hyper = {"cosine": HypersphereHead(s=10, m=0.2), "trades": HypersphereHead(s=15, m=0.2)}
@@ -295,6 +296,49 @@ def pretrained(recipe, args):
     return rows
 
 
+SELECTIONS = ("global", "hard", "soft", "leaked")
+
+
+def representations(recipe, args):
+    """Return the rows of Bui's Chapter 3."""
+    common = {"adversary": recipe.pgd(), **recipe.common(args)}
+    rows = {
+        # the source trains on clean and adversarial samples alike
+        "ADV": rs.MixedATClassifier(**common),
+        "TRADES": rs.TRADESClassifier(**{**common, "adversary": recipe.kl()}),
+        "ADR": rs.ADRClassifier(**common),
+    }
+    for name in SELECTIONS:
+        rows[f"ASCL {name}"] = rs.ASCLClassifier(selection=name, **common)
+    return rows
+
+
+def distributions(recipe, args):
+    """Return the rows of Bui's Chapter 5, and a control with a larger ball."""
+    common = recipe.common(args)
+    soft = recipe.pgd(UDRAdversary)
+    larger = recipe.pgd().set_params(eps=1.2 * recipe.eps)
+    return {
+        "PGD-AT": rs.MixedATClassifier(adversary=recipe.pgd(), **common),
+        "PGD-AT 1.2 eps": rs.MixedATClassifier(adversary=larger, **common),
+        "UDR-PGD": rs.UDRPGDClassifier(adversary=soft, **common),
+        "TRADES": rs.TRADESClassifier(adversary=recipe.kl(), **common),
+        "UDR-TRADES": rs.UDRTRADESClassifier(adversary=soft, **common),
+        "MART": rs.MARTClassifier(beta=5, adversary=recipe.kl(), **common),
+        "UDR-MART": rs.UDRMARTClassifier(adversary=soft, **common),
+        "WRM": rs.WRMClassifier(
+            gamma=0.05 if recipe.data == "mnist" else 0.5,
+            adversary__clip=(0, 1),
+            **common,
+        ),
+    }
+
+
+def chapters(recipe, args):
+    """Return the rows of both."""
+    return {**representations(recipe, args), **distributions(recipe, args)}
+
+
 # --- tables ----------------------------------------------------------------------------
 
 
@@ -410,6 +454,33 @@ TABLES = {
             "T3, none": (85.31, 50.69), "AR1, AR5": (83.11, 57.34),
         },
     ),
+    "bui-3.2": Table(
+        "Bui (2023), Chapter 3, Tables 2 and 4 of ASCL: CIFAR-10, ResNet-20",
+        "cifar10", representations, ("clean", "PGD-20", "AA"),
+        {
+            "ADV": (78.8, 48.1, 36.1), "TRADES": (76.1, 51.9, 36.3), "ADR": (76.8, 51.5, 38.6),
+            "ASCL global": (76.4, 52.7, 40.9), "ASCL hard": (75.5, 53.1, 41.3),
+            "ASCL soft": (75.5, 53.4, 40.4), "ASCL leaked": (75.5, 53.7, 42.0),
+        },
+    ),
+    "bui-5.1": Table(
+        "Bui (2023), Chapter 5, Table 1: CIFAR-10, ResNet-18",
+        "cifar10", distributions, ("clean", "PGD-20", "AA", "mean d", "max d"),
+        {
+            "PGD-AT": (86.4, 46.0, 42.5), "UDR-PGD": (86.4, 48.9, 44.8),
+            "TRADES": (80.8, 51.9, 49.1), "UDR-TRADES": (84.4, 53.6, 49.9),
+            "MART": (81.9, 53.3, 48.2), "UDR-MART": (80.1, 54.1, 49.1), "WRM": (83.7, 40.9, 39.8),
+        },
+    ),
+    "bui-mnist": Table(
+        "Bui (2023), Chapters 3 and 5: MNIST (sources: Chapter 5, Table 1, PGD-200)",
+        "mnist", chapters, ("clean", "PGD-40", "AA", "mean d", "max d"),
+        {
+            "PGD-AT": (99.4, 94.0, 88.9), "UDR-PGD": (99.5, 94.3, 90.0),
+            "TRADES": (99.4, 95.1, 90.9), "UDR-TRADES": (99.4, 96.9, 92.2),
+            "MART": (99.3, 94.7, 90.6), "UDR-MART": (99.3, 96.0, 92.3), "WRM": (91.8, 27.1, 4.5),
+        },
+    ),
     "fat-1": Table(
         "J. Zhang et al. (2020), Tables 1 and 2: CIFAR-10, WRN",
         "cifar10", friendly, HOU_COLUMNS,
@@ -479,6 +550,7 @@ def attacks(recipe, protocol):
     return {
         "FGSM": rs.FGSM(**common),
         "PGD-20": rs.PGD(**pgd),
+        "PGD-40": rs.PGD(**{**pgd, "n_steps": 40, "step_size": recipe.eps / 30}),
         "PGD-20 eps/3": rs.PGD(**{**pgd, "eps": recipe.eps / 3, "step_size": recipe.eps / 30}),
         "C&W": rs.PGD(objective="cw", **pgd),
         "AA": rs.AutoAttack(version="standard" if protocol == "full" else "fast", **common),
@@ -506,10 +578,21 @@ def load(recipe, args):
     return [(X[:n], y[:n]) for (X, y), n in zip(parts, sizes, strict=True)]
 
 
+def reach(clf, X, y):
+    """Return the mean and the largest change that the adversary of a training makes."""
+    profile = rs.adversary_profile(clf, X, y)
+    return profile.mean_abs, profile.mean_max
+
+
 def write_markdown(path, table, rows):
     """Write ours beside the source's."""
     shown = [*table.columns, "fit_s"]
     lines = [f"# {table.title}", "", "Ours, and in brackets the source's. Percent.", ""]
+    if "max d" in table.columns:
+        lines[-1:] = [
+            "d: change of a pixel by the adversary of the training, in % of the range.",
+            "",
+        ]
     lines += ["| row | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for row in rows:
         theirs = dict(zip(table.columns, table.source.get(row["row"], ()), strict=False))
@@ -586,6 +669,9 @@ def main():
         for column in table.columns:
             if column == "clean":
                 value = clf.score(X_test, y_test)
+            elif column in ("mean d", "max d"):
+                # how far the adversary of the training really goes, in percent of the range
+                value = reach(clf, X_test[:500], y_test[:500])[column == "max d"]
             else:
                 n = args.n_test_aa if column == "AA" else args.n_test
                 outcome = adversarial_outcome(clf, X_test[:n], y_test[:n], judges[column])

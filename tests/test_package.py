@@ -175,7 +175,8 @@ def test_docstring(thing):
     elif not issubclass(thing, Exception) and thing not in (BaseAttack, BaseDefense):
         names = {p.name for p in parameters_of(thing) if p.kind is not p.VAR_KEYWORD}
         found = set(documented(doc))
-        if dataclasses.is_dataclass(thing):  # its fields are attributes as well
+        # fields are attributes as well
+        if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields"):
             found |= set(documented(doc, "Attributes"))
         assert names <= found
 

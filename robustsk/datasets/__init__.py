@@ -7,7 +7,8 @@
   :func:`fetch_cifar10`, :func:`fetch_cifar100`) and download them where they are missing.
   :func:`get_data_home` says where they are kept.
 * ``make_*`` functions draw synthetic problems whose robustness is understood:
-  :func:`make_striped_images`, :func:`make_concentric_spheres` and :func:`make_robust_nonrobust`.
+  :func:`make_striped_images`, :func:`make_concentric_spheres`, :func:`make_robust_nonrobust` and
+  :func:`make_three_clusters`.
 
 Images are float32 arrays of shape ``(n_samples, n_channels, height, width)`` with values in
 [0, 1], so the bounds of the input domain are the same for every image data set here.
@@ -16,7 +17,12 @@ Images are float32 arrays of shape ``(n_samples, n_channels, height, width)`` wi
 from ._base import get_data_home
 from ._digits import load_digits_images
 from ._fetch import fetch_cifar10, fetch_cifar100, fetch_mnist
-from ._generators import make_concentric_spheres, make_robust_nonrobust, make_striped_images
+from ._generators import (
+    make_concentric_spheres,
+    make_robust_nonrobust,
+    make_striped_images,
+    make_three_clusters,
+)
 from ._image_folder import load_image_folder
 
 __all__ = [
@@ -29,4 +35,5 @@ __all__ = [
     "make_concentric_spheres",
     "make_robust_nonrobust",
     "make_striped_images",
+    "make_three_clusters",
 ]

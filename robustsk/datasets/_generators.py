@@ -272,3 +272,71 @@ def make_robust_nonrobust(
     X[:, :n_robust] = np.where(agrees, y[:, None], -y[:, None])
     X[:, n_robust:] = eta * y[:, None] + rng.standard_normal((n_samples, n_nonrobust))
     return X, y
+
+
+def make_three_clusters(
+    n_samples: int = 1000,
+    *,
+    shares: tuple[float, float, float] = (0.1, 0.5, 0.4),
+    variance: float = 0.5,
+    random_state: int | np.random.RandomState | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Draw a small class beside a large one in two parts, in the plane.
+
+    The toy problem of Bui et al. [1]_: class 0 is one cluster at (-2, 0), class 1 consists of two
+    at (2, 0) and (6, 0), and only the first of them is within reach of an adversary.
+
+    Parameters
+    ----------
+    n_samples : int, default=1000
+        Number of samples.
+    shares : tuple of 3 float, default=(0.1, 0.5, 0.4)
+        Shares of the clusters, from left to right; they must sum to 1.
+    variance : float, default=0.5
+        Variance of each coordinate within a cluster.
+    random_state : int, RandomState instance or None, default=None
+        Pass an int for the same samples at every call.
+
+    Returns
+    -------
+    X : ndarray of float64, shape (n_samples, 2)
+        The samples.
+    y : ndarray of int64, shape (n_samples,)
+        The labels, 0 or 1.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range.
+
+    Notes
+    -----
+    Always answering 1 is right for nine samples in ten, whatever an adversary does: judge the
+    classes one by one.
+
+    References
+    ----------
+    .. [1] A. T. Bui, T. Le, Q. Tran, H. Zhao and D. Phung, "A unified Wasserstein distributional
+       robustness framework for adversarial training", ICLR, 2022, Appendix E.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from robustsk.datasets import make_three_clusters
+    >>> X, y = make_three_clusters(1000, random_state=0)
+    >>> np.bincount(y)
+    array([100, 900])
+    """
+    check_scalar(n_samples, "n_samples", Integral, min_val=1)
+    check_scalar(variance, "variance", Real, min_val=0)
+    shares = np.asarray(shares, dtype=float)
+    if shares.shape != (3,) or (shares < 0).any() or not np.isclose(shares.sum(), 1):
+        raise ValueError(f"shares must be three numbers of at least 0 that sum to 1, got {shares}.")
+    rng = check_random_state(random_state)
+    cluster = np.repeat(
+        [0, 1, 2], np.diff(np.round(np.cumsum([0, *shares]) * n_samples)).astype(int)
+    )
+    cluster = rng.permutation(cluster)
+    X = np.sqrt(variance) * rng.standard_normal((n_samples, 2))
+    X[:, 0] += np.array([-2.0, 2.0, 6.0])[cluster]
+    return X, (cluster > 0).astype(np.int64)

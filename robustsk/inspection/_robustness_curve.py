@@ -39,6 +39,8 @@ class RobustnessCurveDisplay:
 
     Attributes
     ----------
+    average : float
+        Mean of the accuracies, by which methods are compared over a sweep.
     line_ : matplotlib Artist
         The curve.
     band_ : matplotlib Artist or None
@@ -78,6 +80,11 @@ class RobustnessCurveDisplay:
         self.accuracy_high = accuracy_high
         self.estimator_name = estimator_name
         self.norm = norm
+
+    @property
+    def average(self):
+        """Mean of the accuracies over the perturbation sizes."""
+        return float(np.mean(self.accuracy))
 
     @classmethod
     def from_estimator(

@@ -15,6 +15,13 @@ from ._divergence import (
     relative_divergence,
 )
 from ._losses import natural_loss, robust_loss
+from ._profile import (
+    GeneralizationGap,
+    PerturbationProfile,
+    adversary_profile,
+    generalization_gap,
+    perturbation_profile,
+)
 from ._red_flags import RedFlag, red_flags
 from ._report import ReportRow, RobustnessReport, robustness_report
 from ._scores import (
@@ -36,13 +43,21 @@ from ._transfer import (
     secure_regions,
     transferability_matrix,
 )
+from ._wasserstein import (
+    WassersteinDual,
+    sinkhorn_distance,
+    wasserstein_dual,
+    wrm_certificate,
+)
 
 __all__ = [
     "AdversarialOutcome",
     "AdversarialScorer",
+    "GeneralizationGap",
     "GradientCosines",
     "MatchedStrength",
     "MostRobust",
+    "PerturbationProfile",
     "PerturbationSize",
     "RedFlag",
     "RelativeDivergence",
@@ -51,11 +66,14 @@ __all__ = [
     "RobustnessReport",
     "SecureRegions",
     "TaskSuccess",
+    "WassersteinDual",
     "adversarial_outcome",
+    "adversary_profile",
     "attack_success_rate",
     "class_pair_gradients",
     "class_pair_shares",
     "clopper_pearson_interval",
+    "generalization_gap",
     "gradient_cosines",
     "half_accuracy_eps",
     "joint_success_rates",
@@ -66,6 +84,7 @@ __all__ = [
     "mean_perturbation",
     "natural_loss",
     "perturbation_norm",
+    "perturbation_profile",
     "r_separation",
     "red_flags",
     "relative_divergence",
@@ -74,6 +93,9 @@ __all__ = [
     "robustness_report",
     "score_adversarial",
     "secure_regions",
+    "sinkhorn_distance",
     "success_rates",
     "transferability_matrix",
+    "wasserstein_dual",
+    "wrm_certificate",
 ]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 from scipy.stats import kstest, norm
 from sklearn.linear_model import LogisticRegression
 
@@ -8,9 +9,15 @@ from robustsk.datasets import (
     make_concentric_spheres,
     make_robust_nonrobust,
     make_striped_images,
+    make_three_clusters,
 )
 
-GENERATORS = [make_striped_images, make_concentric_spheres, make_robust_nonrobust]
+GENERATORS = [
+    make_striped_images,
+    make_concentric_spheres,
+    make_robust_nonrobust,
+    make_three_clusters,
+]
 
 
 @pytest.mark.parametrize("make", GENERATORS)
@@ -205,3 +212,22 @@ class TestRobustNonrobust:
     def test_refuses_bad_parameters(self, given):
         with pytest.raises(ValueError, match=next(iter(given))):
             make_robust_nonrobust(**given)
+
+
+# --- three clusters ------------------------------------------------------------------
+
+
+def test_three_clusters():
+    X, y = make_three_clusters(10000, random_state=0)
+    assert X.shape == (10000, 2)
+    assert np.bincount(y).tolist() == [1000, 9000]
+    left = X[y == 0]
+    assert_allclose(left.mean(axis=0), [-2, 0], atol=0.1)
+    assert_allclose(left.var(axis=0), [0.5, 0.5], atol=0.06)
+    middle, right = (X[(y == 1) & part] for part in (X[:, 0] < 4, X[:, 0] >= 4))
+    assert_allclose([middle[:, 0].mean(), right[:, 0].mean()], [2, 6], atol=0.1)
+    assert abs(len(middle) / len(right) - 5 / 4) < 0.05
+    assert np.array_equal(X, make_three_clusters(10000, random_state=0)[0])
+    assert not np.array_equal(y[:100], np.sort(y[:100]))
+    with pytest.raises(ValueError, match="sum to 1"):
+        make_three_clusters(shares=(0.5, 0.5, 0.5))

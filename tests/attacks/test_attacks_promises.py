@@ -1030,16 +1030,23 @@ def test_tensors_in_and_out_of_the_torch_face(cls, images):
     assert attack.perturb(images.net, x[:0], y[:0]).shape == (0, 1, 8, 8)
 
 
-CHECKED = [make(cls) for cls in ATTACKS] + [
+BY_DEFAULT = [make(cls) for cls in ATTACKS]
+IN_OTHER_NORMS = [
     make(cls, norm=norm) for cls in ATTACKS for norm in cls.supported_norms if norm != cls().norm
 ]
 
 
-@parametrize_with_checks(CHECKED)
+@parametrize_with_checks(BY_DEFAULT)
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("attack", CHECKED, ids=repr)
+@pytest.mark.slow
+@parametrize_with_checks(IN_OTHER_NORMS)
+def test_scikit_learn_checks_in_other_norms(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.parametrize("attack", BY_DEFAULT + IN_OTHER_NORMS, ids=repr)
 def test_scikit_learn_checks_are_many(attack):
     assert sum(1 for _ in estimator_checks_generator(attack)) >= 45

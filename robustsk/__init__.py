@@ -106,7 +106,7 @@ _HOME = {
         "transferability_matrix",
     ],
     "models": ["HypersphereHead", "MMCHead", "get_model", "list_models"],
-    "training": [],
+    "training": ["AWP", "RobustEarlyStopping", "UDRAdversary", "WeightAveraging"],
 }
 _WHERE = {name: package for package, names in _HOME.items() for name in names}
 

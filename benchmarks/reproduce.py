@@ -350,8 +350,10 @@ def distributions(recipe, args):
 
 
 def chapters(recipe, args):
-    """Return the rows of both."""
-    return {**representations(recipe, args), **distributions(recipe, args)}
+    """Return the rows of both; ADV of the one is PGD-AT of the other."""
+    rows = {**representations(recipe, args), **distributions(recipe, args)}
+    del rows["ADV"]
+    return rows
 
 
 # --- tables ----------------------------------------------------------------------------

@@ -767,6 +767,12 @@ def check_count(value, name):
     return int(value)
 
 
+def check_choice(value, name, allowed):
+    """Raise unless a value is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}.")
+
+
 def learn_bounds(X, is_image):
     """Return the smallest and largest valid value seen in `X`.
 

@@ -7,7 +7,7 @@ import numbers
 import torch
 
 from ._descent import walk
-from .base import check_count
+from .base import check_choice, check_count
 from .gradient import BaseGradientAttack, check_length, check_start
 from .threat import _column, _flat, _positive
 
@@ -123,7 +123,8 @@ class DRA(BaseGradientAttack):
         self.start_std = start_std
 
     def _effective_eps(self, norm, sample_shape):
-        if _one_of(self.eps_unit, ("total", "mean"), "eps_unit") == "total":
+        check_choice(self.eps_unit, "eps_unit", ("total", "mean"))
+        if self.eps_unit == "total":
             return super()._effective_eps(norm, sample_shape)
         known = self if self.eps is not None else self._with(eps=DEFAULT_MEAN)
         eps = super(DRA, known)._effective_eps(norm, sample_shape)
@@ -141,9 +142,14 @@ class DRA(BaseGradientAttack):
         if self.step_size is not None and self.eps_unit == "mean":
             step = step * n_features
         n_changed = round(_check_proportion(self.proportion) * n_features)
-        first_only = _one_of(self.mask_mode, ("per_step", "first"), "mask_mode") == "first"
-        before = _one_of(self.normalize, ("before", "after"), "normalize") == "before"
-        scale = _one_of(self.projection, ("l1", "scale"), "projection") == "scale"
+        for name, allowed in (
+            ("mask_mode", ("per_step", "first")),
+            ("normalize", ("before", "after")),
+            ("projection", ("l1", "scale")),
+        ):
+            check_choice(getattr(self, name), name, allowed)
+        first_only, before = self.mask_mode == "first", self.normalize == "before"
+        scale = self.projection == "scale"
         stays_inside = start == "none" and n_steps * step <= ball.radius * (1 + 1e-6)
         chosen = torch.zeros((len(batch.x), n_features), dtype=torch.bool, device=batch.x.device)
 
@@ -166,12 +172,6 @@ class DRA(BaseGradientAttack):
             check_start(start), batch.noise, 0, check_length(self.start_std, "start_std")
         )
         return walk(batch, z, n_steps=n_steps, advance=advance).z
-
-
-def _one_of(value, options, name):
-    if value not in options:
-        raise ValueError(f"{name} must be one of {options}, got {value!r}.")
-    return value
 
 
 def _check_proportion(value):

@@ -68,12 +68,22 @@ def _kl(logits, y, target, clean):
     return kl_divergence(clean, logits)
 
 
+def _reverse_kl(logits, y, target, clean):
+    if target is not None:
+        return _cross_entropy(logits, y, target, clean)
+    return kl_divergence(logits, clean)
+
+
 OBJECTIVES = {
     "ce": Objective(_cross_entropy),
     "cw": Objective(_cw),
     "dlr": Objective(_dlr),
     "kl": Objective(_kl, needs_clean=True),
 }
+
+
+#: The divergence the other way round, as some sources write it.
+REVERSE_KL = Objective(_reverse_kl, needs_clean=True)
 
 
 def resolve_objective(objective: str | Callable | None) -> Objective:

@@ -1,4 +1,4 @@
-"""Hyperparameters that change in the course of training, and checks of hyperparameters."""
+"""Hyperparameters that change in the course of training."""
 
 from __future__ import annotations
 
@@ -61,12 +61,6 @@ def scaled(schedule: Sequence[tuple], n_epochs: int, max_epochs: int) -> list[tu
         Epochs rounded up; where several fall on one, the last of them.
     """
     return list({-(-start * max_epochs // n_epochs): value for start, value in schedule}.items())
-
-
-def check_choice(value: Any, name: str, allowed: Sequence) -> None:
-    """Raise unless `value` is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}.")
 
 
 def check_begin(value: Any, name: str = "begin_epoch") -> None:

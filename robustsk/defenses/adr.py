@@ -5,14 +5,13 @@ from __future__ import annotations
 import numbers
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ..attacks import Objective
+from ..attacks.base import check_choice
 from ..attacks.gradient import check_length
+from ..attacks.objectives import REVERSE_KL
 from ..losses import entropy, global_compactness, kl_divergence, local_compactness
 from ..models import get_layer
 from ._records import EpochMeans
-from ._schedule import check_choice
 from .base import BaseDefense
 
 #: What each preset takes where a parameter is None.
@@ -193,7 +192,7 @@ class ADRClassifier(EpochMeans, BaseDefense):
     def attack_objective(self):
         """Return "ce", or the divergence in the direction that was chosen."""
         if self.objective == "kl" and self.kl_direction == "reverse":
-            return Objective(_reverse_divergence, needs_clean=True)
+            return REVERSE_KL
         return self.objective
 
     def _read(self, name):
@@ -266,9 +265,3 @@ class ADRClassifier(EpochMeans, BaseDefense):
             means["global_compactness"] = value.mean()
         self.report(len(y), **means)
         return loss
-
-
-def _reverse_divergence(logits, y, target, clean):
-    if target is not None:  # of a one-hot distribution the divergence is not finite
-        return -cross_entropy(logits, target, reduction="none")
-    return kl_divergence(logits, clean)

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..attacks import PGD, Objective
+from ..attacks.base import check_choice
 from ..attacks.gradient import check_length
 from ..losses import prediction_distance
-from ._schedule import check_choice
 from .base import BaseDefense
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..attacks.base import check_choice
 from ..attacks.gradient import check_length
 from ..losses import logit_pairing
-from ._schedule import check_choice
 from .base import BaseDefense
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..attacks._noise import SampleNoise
+from ..attacks.base import check_choice
 from ..attacks.gradient import check_length
 from ..losses import contrastive_loss, contrastive_selection, kl_divergence
 from ..models import forward_with_features, get_classifier, get_layer, make_projection
 from ._records import EpochMeans
-from ._schedule import check_choice
 from .base import BaseDefense
 
 

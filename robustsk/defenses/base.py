@@ -47,6 +47,7 @@ from ..attacks.objectives import resolve_objective
 from ..attacks.targets import two_logits
 from ..attacks.threat import check_eps, check_norm
 from ..models import forward_with_features, get_classifier, make_module
+from ..training._weights import copy_of_state
 from ._data import Crafted, Samples, collate
 
 
@@ -867,11 +868,7 @@ class BaseDefense(SharedParameters, NeuralNetClassifier):
         """Remember the weights to fall back on; called by skorch."""
         super().on_epoch_begin(net, dataset_train, dataset_valid, **kwargs)
         parts = {f"{name}_": getattr(self, f"{name}_") for name in self._modules}
-        self._candidate = {
-            name: {k: v.detach().clone() for k, v in part.state_dict().items()}
-            for name, part in parts.items()
-            if part is not None
-        }
+        self._candidate = {k: copy_of_state(v) for k, v in parts.items() if v is not None}
 
     def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Record what the adversary has learned; called by skorch."""

@@ -132,10 +132,8 @@ class CurriculumATClassifier(BaseDefense):
     def train_step(self, batch, **fit_params):
         """Take a step, and count what was right."""
         step = super().train_step(batch, **fit_params)
-        features, right = batch[0], self._right
-        weight = torch.ones_like(right)
-        if isinstance(features, (tuple, list)):
-            weight = features[1].to(weight)
+        right, weight = self._right, self.batch_weight
+        weight = torch.ones_like(right) if weight is None else weight.to(right)
         full = weight * (self._drawn == self.strength_)
         # summed where the network is: nothing waits for it before the epoch ends
         sums = [(full * right).sum(), full.sum(), (weight * right).sum(), weight.sum()]

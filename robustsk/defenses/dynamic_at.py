@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..attacks import DynamicPGD
 from ..attacks.gradient import check_length
-from .base import BaseDefense
+from .pgd_at import PGDATClassifier
 
 
-class DynamicATClassifier(BaseDefense):
+class DynamicATClassifier(PGDATClassifier):
     """Dynamic adversarial training (DAT): examples that converge better and better.
 
     Minimises ``CE(f(x'), y)``. A sample is moved by PGD until the criterion of
@@ -97,7 +97,3 @@ class DynamicATClassifier(BaseDefense):
         """Return examples that have converged as far as this epoch asks for."""
         attack = self.like_adversary(DynamicPGD, criterion=self._criterion_of_epoch)
         return self.perturb(self.module_, x, y, adversary=attack)
-
-    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """Return ``CE(f(x'), y)``, shape (n,)."""
-        return self.classification_loss(self.logits(x_adv), y)

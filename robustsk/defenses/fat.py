@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attacks import FriendlyPGD
+from ..attacks.base import check_choice
 from ..attacks.gradient import check_length
-from ._schedule import at_epoch, check_choice, scaled
+from ._schedule import at_epoch, scaled
 from .base import BaseDefense
 from .mart import MARTClassifier
 from .pgd_at import PGDATClassifier

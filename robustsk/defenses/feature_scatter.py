@@ -68,9 +68,6 @@ class FeatureScatterClassifier(BaseDefense):
     True
     """
 
-    _of_a_session = (*BaseDefense._of_a_session, "_mass")
-    _mass = None
-
     def __init__(self, module=None, *, label_smoothing=None, **common):
         super().__init__(module, **common)
         self.label_smoothing = label_smoothing
@@ -91,15 +88,11 @@ class FeatureScatterClassifier(BaseDefense):
                 f"{n_classes} classes, got {share!r}."
             )
 
-    def _receive(self, batch):
-        x, y, self._mass = super()._receive(batch)
-        return x, y, self._mass
-
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the scattered batch, with sample weights for the masses that are transported."""
         attack = self.adversary_
         if isinstance(attack, FeatureScatter):
-            attack = attack._with(_mass=self._mass)
+            attack = attack._with(_mass=self.batch_weight)
         return self.perturb(self.module_, x, y, adversary=attack)
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import numbers
 from torch import Tensor
 
 from ..attacks import BIM, FGSM
-from ._schedule import check_choice
+from ..attacks.base import check_choice
 from .base import BaseDefense
 
 

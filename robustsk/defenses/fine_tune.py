@@ -10,11 +10,14 @@ from skorch import NeuralNet
 from torch import Tensor
 
 from ..attacks import DRA, PGD
+from ..attacks.base import check_choice
 from ..attacks.dra import DEFAULT_MEAN
+from ..attacks.gradient import check_length
 from ..attacks.threat import check_eps, check_norm
+from ..training._weights import copy_of_state
 from ._data import Crafted
 from .base import BaseDefense
-from .standard import StandardClassifier
+from .standard import standard_version
 
 #: What a loss is about: both parts, or the one of the two steps on a batch.
 _BOTH, _CLEAN, _ADVERSARIAL = "both", "clean", "adversarial"
@@ -178,18 +181,10 @@ class AdversarialFineTuneClassifier(BaseDefense):
 
     def default_attack(self) -> PGD:
         """Return the attack that :meth:`score_adversarial` uses by default."""
-        adversary = self._adversary()
-        if getattr(adversary, "eps_unit", None) != "mean":
-            return super().default_attack()
-        return PGD(
-            norm="linf",
-            eps=adversary.eps,
-            clip=adversary.clip,
-            mask=adversary.mask,
-            n_steps=20,
-            n_restarts=2,
-            random_state=self.random_state,
-        )
+        attack = super().default_attack()
+        if getattr(self._adversary(), "eps_unit", None) == "mean":
+            attack.set_params(norm="linf")
+        return attack
 
     # --- schedule ----------------------------------------------------------------------
 
@@ -238,8 +233,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
 
     def _check_params(self):
         for name, allowed in (("update", ("alternate", "joint")), ("constraint", (None, "dual"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+            check_choice(getattr(self, name), name, allowed)
         for name in ("standard_epochs", "decay_epochs"):
             value = getattr(self, name)
             if name == "decay_epochs" and value is None:
@@ -247,9 +241,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
             if not isinstance(value, numbers.Integral) or value < 0:
                 raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
         for name in ("lam", "rho", "slack", "standard_lr"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+            check_length(getattr(self, name), name)
 
     def _train(self, samples, fresh):
         self._check_params()
@@ -276,21 +268,16 @@ class AdversarialFineTuneClassifier(BaseDefense):
             self.standard_history_ = history = standard.history_
             # callbacks may end a training between epochs, a user does it in the midst of one
             finished = not history or "train_batch_count" in history[-1]
-        state = self.module_.state_dict()
-        self.standard_state_ = {k: v.detach().cpu().clone() for k, v in state.items()}
+        self.standard_state_ = copy_of_state(self.module_, "cpu")
         if self.constraint == "dual" and finished:
             self.standard_loss_ = self._clean_loss(samples)
         return finished
 
     def _standard_classifier(self):
-        known = StandardClassifier._signature_names()
-        params = {
-            name: value
-            for name, value in self.get_params(deep=False).items()
-            if (name in known or "__" in name)
-            and not name.startswith(("callbacks", "adversary", "weight_perturbation"))
-        }
-        params.update(
+        # what the data are said to be must not be guessed anew from encoded ones
+        return standard_version(
+            self,
+            adversary=PGD(eps=0, clip=None),
             lr=self.standard_lr,
             max_epochs=self.standard_epochs,
             callbacks=self.standard_callbacks,
@@ -300,8 +287,6 @@ class AdversarialFineTuneClassifier(BaseDefense):
             random_state=int(self._rng.randint(np.iinfo(np.int32).max)),
             verbose=max(0, self.verbose - 1),
         )
-        # what the data are said to be must not be guessed anew from encoded ones
-        return StandardClassifier(**params, adversary=PGD(eps=0, clip=None))
 
     def _clean_loss(self, samples):
         """Return the mean loss on clean data in evaluation mode."""

@@ -21,6 +21,7 @@ from torch.utils.data import Subset
 from .._containers import check_labels, dataset_labels, is_dataset, sample_of
 from ..attacks import BaseAttack
 from ..models import CosineLinear, get_classifier, replace_classifier
+from ..training._weights import copy_of_state
 from .base import BaseDefense
 from .pgd_at import PGDATClassifier
 
@@ -200,7 +201,7 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
                     "With tuner='none' the pretrained network stays as it is, and it has not been "
                     f"trained on the labels {unknown.tolist()} of y."
                 )
-            snapshots = [_state(pretrainer.module_)]
+            snapshots = [copy_of_state(pretrainer.module_, "cpu")]
         else:
             snapshots = self._tune(tuner, pretrainer, X, y)
         self.estimator_ = pretrainer if tuner is None else tuner
@@ -279,7 +280,7 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             classes = _classes_of(tuner, X, y)
             if classes is not None and not np.array_equal(classes, pretrainer.classes_):
                 network = _with_new_head(network, len(classes), tuner.random_state)
-            start.state = _state(network)
+            start.state = copy_of_state(network, "cpu")
             for name in [k for k in vars(tuner) if k.startswith("module__")]:
                 delattr(tuner, name)  # they would make a new network instead of a copy
             members = getattr(network, "members", None)
@@ -432,19 +433,15 @@ class _Snapshots(Callback):
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Keep the weights to begin with."""
-        self.states.append(_state(net.module_))
+        self.states.append(copy_of_state(net.module_, "cpu"))
 
     def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Keep the weights."""
-        self.states.append(_state(net.module_))
+        self.states.append(copy_of_state(net.module_, "cpu"))
 
 
 def _stay_in_evaluation(part, inputs):
     part.training = False
-
-
-def _state(module):
-    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
 
 
 def _members(module):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..attacks import Objective
+from ..attacks.gradient import check_length
 from .base import BaseDefense
 
 
@@ -74,9 +73,7 @@ class RegularizedATClassifier(BaseDefense):
         """Check the parameters; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
         for name in ("l1", "l2", "mixup"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Real) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}.")
+            check_length(getattr(self, name), name)
         if self.mixup and getattr(self.adversary_, "objective", None) is not None:
             raise ValueError(
                 "With mixup the adversary ascends the loss of mixed labels: leave its objective "

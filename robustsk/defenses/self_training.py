@@ -7,21 +7,18 @@ import numbers
 
 import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor
 from torch.utils.data import Sampler, Subset
 
 from .._containers import check_labels, is_dataset
-from ..attacks import PGD
 from ..attacks.base import BaseAttack
 from ..attacks.gradient import check_length
-from ..losses import kl_divergence
 from ._data import Samples
-from .base import BaseDefense
-from .standard import StandardClassifier
+from .standard import standard_version
+from .trades import TRADESClassifier
 
 
-class RobustSelfTrainingClassifier(BaseDefense):
+class RobustSelfTrainingClassifier(TRADESClassifier):
     """Robust self-training (RST): TRADES on labelled and pseudo-labelled samples.
 
     Unlabelled samples are those whose label is -1, as in
@@ -105,36 +102,17 @@ class RobustSelfTrainingClassifier(BaseDefense):
         sigma=0.25,
         **common,
     ):
-        super().__init__(module, **common)
+        super().__init__(module, beta=beta, **common)
         self.regularizer = regularizer
-        self.beta = beta
         self.unlabeled_weight = unlabeled_weight
         self.sigma = sigma
 
-    def default_adversary(self):
-        """Return a PGD that starts next to the sample, where the gradient does not vanish."""
-        return PGD(random_start="gaussian")
-
-    def attack_objective(self):
-        """Return "kl"."""
-        return "kl"
-
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the adversarial or noisy batch; without weight on it, the clean one."""
-        if self.beta == 0:
-            return x
-        if self.regularizer == "adversarial":
+        if self.beta == 0 or self.regularizer == "adversarial":
             return super().craft(x, y)
         noise = self.like_adversary(_GaussianNoise, sigma=self.sigma)
         return self.perturb(self.module_, x, y, objective="ce", adversary=noise)
-
-    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """Return ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, shape (n,)."""
-        logits = self.logits(x)
-        loss = self.classification_loss(logits, y)
-        if self.beta == 0:
-            return loss
-        return loss + self.beta * kl_divergence(logits, self.logits(x_adv))
 
     # --- unlabelled samples ------------------------------------------------------------
 
@@ -212,18 +190,15 @@ class RobustSelfTrainingClassifier(BaseDefense):
 
     def _labeller(self, ratio):
         """Return what labels: the network and its training, without the robustness."""
-        own = clone(self).get_params(deep=False)
-        names = StandardClassifier._signature_names()
-        leave = ("adversary", "weight_perturbation", "class_weight", "callbacks", "train_split")
-        given = {
-            name: value
-            for name, value in own.items()
-            if (name in names or "__" in name) and name.split("__")[0] not in leave
-        }
-        given["max_epochs"] = math.ceil(ratio * self.max_epochs)
-        given["classes"] = self.classes_inferred_
-        given["input_shape"] = self.input_shape_
-        return StandardClassifier(**given)
+        # validation would take labelled samples away, and "balanced" goes by all labels
+        return standard_version(
+            self,
+            class_weight=None,
+            train_split=None,
+            max_epochs=math.ceil(ratio * self.max_epochs),
+            classes=self.classes_inferred_,
+            input_shape=self.input_shape_,
+        )
 
     def _balanced(self, samples, unlabelled):
         """Return the samples with weights that make half batches count as they should."""

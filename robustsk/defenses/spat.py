@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..attacks import PGD, Objective
+from ..attacks.base import check_choice
 from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
 from ..models import CosineLinear, get_classifier, replace_classifier
 from .base import BaseDefense
@@ -125,8 +126,7 @@ class SPATClassifier(BaseDefense):
             ("consistency", ("self_paced", "kl")),
             ("form", ("literal", "shifted")),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+            check_choice(getattr(self, name), name, allowed)
         module = super().build_module(**facts)
         if self.head == "linear":
             return module

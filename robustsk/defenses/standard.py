@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sklearn.base import clone
 from torch import Tensor
 
 from .base import BaseDefense
@@ -47,3 +48,27 @@ class StandardClassifier(BaseDefense):
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x), y)``, shape (n,)."""
         return self.classification_loss(self.logits(x), y)
+
+
+def standard_version(clf, **params):
+    """Return natural training with the settings of a defence, for the first of its stages.
+
+    Parameters
+    ----------
+    clf : BaseDefense
+    **params
+        Settings other than those of `clf`. Its adversary, weight perturbation and
+        callbacks are not taken over.
+
+    Returns
+    -------
+    StandardClassifier
+    """
+    known = StandardClassifier._signature_names()
+    own = {
+        name: value
+        for name, value in clone(clf).get_params(deep=False).items()
+        if (name in known or "__" in name)
+        and name.split("__")[0] not in ("adversary", "weight_perturbation", "callbacks")
+    }
+    return StandardClassifier(**{**own, **params})

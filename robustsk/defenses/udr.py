@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attacks import Objective
-from ..attacks.gradient import check_length
-from ..attacks.objectives import resolve_objective
+from ..attacks.base import check_choice
+from ..attacks.objectives import REVERSE_KL
 from ..losses import kl_divergence, mart_loss
 from ..training.udr import UDRAdversary
 from ..training.weight_perturbation import AWP
-from ._schedule import check_choice
-from .base import BaseDefense
 from .mart import MARTClassifier
+from .mixed_at import MixedATClassifier
 from .trades import TRADESClassifier
 
 _KL = ("clean_adv", "adv_clean")
 
 
-class UDRPGDClassifier(BaseDefense):
+class UDRPGDClassifier(MixedATClassifier):
     """UDR-PGD: adversarial training with a soft ball.
 
     Minimises ``CE(f(x), y) + beta * CE(f(x'), y)``, where `x'` ascends the cross-entropy in the
@@ -76,8 +74,7 @@ class UDRPGDClassifier(BaseDefense):
     """
 
     def __init__(self, module=None, *, beta=1.0, natural=True, **common):
-        super().__init__(module, **common)
-        self.beta = beta
+        super().__init__(module, beta=beta, **common)
         self.natural = natural
 
     def default_adversary(self):
@@ -87,19 +84,14 @@ class UDRPGDClassifier(BaseDefense):
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
-        if check_length(self.beta, "beta") == 0 and not self.natural:
+        if self.beta == 0 and not self.natural:
             raise ValueError("beta=0 with natural=False leaves no loss: give beta > 0.")
-
-    def craft(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return the adversarial batch; without weight on it, the clean one."""
-        return x if self.beta == 0 else super().craft(x, y)
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x), y) + beta * CE(f(x'), y)``, shape (n,)."""
-        loss = self.classification_loss(self.logits(x), y) if self.natural else 0.0
-        if self.beta == 0:
-            return loss
-        return loss + self.beta * self.classification_loss(self.logits(x_adv), y)
+        if self.natural:
+            return super().training_loss(x, x_adv, y)
+        return self.beta * self.classification_loss(self.logits(x_adv), y)
 
 
 class UDRTRADESClassifier(TRADESClassifier):
@@ -163,7 +155,7 @@ class UDRTRADESClassifier(TRADESClassifier):
 
     def attack_objective(self):
         """Return the divergence."""
-        return "kl" if self.kl_direction == "clean_adv" else Objective(_reverse_kl, True)
+        return "kl" if self.kl_direction == "clean_adv" else REVERSE_KL
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""
@@ -332,9 +324,3 @@ class UDRAWPClassifier(UDRPGDClassifier):
             check_choice(self.weight_perturbation, name, ("awp",))
             return AWP(warmup=3).set_params(**self.get_params_for(name))
         return super()._nested(name)
-
-
-def _reverse_kl(logits, y, target, clean):
-    if target is not None:
-        return resolve_objective("ce")(logits, y, target)
-    return kl_divergence(logits, clean)

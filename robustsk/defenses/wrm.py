@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..training.wrm import WRMAdversary, check_gamma
-from .base import BaseDefense
+from .pgd_at import PGDATClassifier
 
 
-class WRMClassifier(BaseDefense):
+class WRMClassifier(PGDATClassifier):
     """WRM: minimise the worst loss over all distributions near that of the data.
 
     Minimises ``E max_{x'} CE(f(x'), y) - gamma * ||x' - x||_2 ** 2``, the inner problem by the
@@ -80,7 +78,3 @@ class WRMClassifier(BaseDefense):
         """Check the parameters; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
         check_gamma(self.gamma)
-
-    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """Return ``CE(f(x'), y)``, shape (n,)."""
-        return self.classification_loss(self.logits(x_adv), y)

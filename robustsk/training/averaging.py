@@ -8,6 +8,9 @@ import torch
 from skorch.callbacks import Callback
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from ..attacks.base import check_choice
+from ._weights import put
+
 
 class WeightAveraging(Callback):
     """Predict with an average of the weights that training went through.
@@ -76,8 +79,7 @@ class WeightAveraging(Callback):
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters, and where an earlier training has stopped."""
         for name, allowed in (("kind", ("ema", "swa")), ("batch_norm", ("copy", "recompute"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+            check_choice(getattr(self, name), name, allowed)
         if not isinstance(self.decay, numbers.Real) or not 0 <= self.decay < 1:
             raise ValueError(f"decay must be a number in [0, 1), got {self.decay!r}.")
         if self.start is not None and not 0 <= self.start <= 1:
@@ -155,13 +157,13 @@ class WeightAveraging(Callback):
             return
         weights, buffers = _parameters(net), list(net.module_.buffers())
         self.raw_ = [t.detach().clone() for t in (*weights, *buffers)]
-        _copy(weights, self.average_)
+        put(weights, self.average_)
         if self.batch_norm == "recompute" and self.dataset_ is not None:
             _recompute_statistics(net, self.dataset_)
 
     def _show_raw(self, net):
         if self.raw_ is not None:
-            _copy([*_parameters(net), *net.module_.buffers()], self.raw_)
+            put([*_parameters(net), *net.module_.buffers()], self.raw_)
             self.raw_ = None
 
 
@@ -177,12 +179,6 @@ def _equal(tensors, others):
     return len(tensors) == len(others) and all(
         a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(tensors, others, strict=True)
     )
-
-
-@torch.no_grad()
-def _copy(tensors, values):
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
 
 
 def _recompute_statistics(net, dataset):

@@ -6,6 +6,7 @@ import numbers
 
 from skorch.callbacks import Callback
 
+from ._weights import copy_of_state
 from .averaging import WeightAveraging
 from .callbacks import AdversarialScoring
 
@@ -113,8 +114,7 @@ class RobustEarlyStopping(Callback):
         self.scoring_.on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
         score = float(net.history[-1, self.name])
         if self.best_score_ is None or score > self.best_score_:
-            state = net.module_.state_dict()
-            self.best_state_ = {k: v.detach().clone() for k, v in state.items()}
+            self.best_state_ = copy_of_state(net.module_)
             self.best_epoch_, self.best_score_ = len(net.history), score
         elif self.patience is not None and len(net.history) - self.best_epoch_ >= self.patience:
             if net.verbose:

@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 
 from ..attacks import PGD
 from ..attacks.base import check_attack, check_count
+from ._weights import copy_of_state
 
 
 class CatastrophicOverfittingStop(Callback):
@@ -143,8 +144,7 @@ class CatastrophicOverfittingStop(Callback):
         net.history.record(self.name, accuracy)
         if accuracy >= self.best_:
             self.best_ = accuracy
-            state = net.module_.state_dict()
-            self._weights = {k: v.detach().clone() for k, v in state.items()}
+            self._weights = copy_of_state(net.module_)
         elif accuracy < self.best_ - self.threshold:
             self.fired_ = True
             net.history.record("catastrophic_overfitting", True)

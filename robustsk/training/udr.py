@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..attacks._descent import descend
-from ..attacks.base import check_count
+from ..attacks.base import check_choice, check_count
 from ..attacks.gradient import BaseGradientAttack, check_length, check_start
 from ..attacks.threat import Ball, check_norm
 from ..losses.wasserstein import smoothed_cost, transport_cost_gradient
@@ -297,8 +297,7 @@ class UDRAdversary(BaseGradientAttack):
             ("soft_ball", ("deadzone", "literal")),
             ("distance", ("mean_abs", "rms", "linf")),
         ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}.")
+            check_choice(getattr(self, name), name, allowed)
         for name in ("tau", "tau_ratio"):
             value = getattr(self, name)
             if name == "tau" and value is None:

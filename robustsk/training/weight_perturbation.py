@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from sklearn.base import BaseEstimator
 
+from ..attacks.gradient import check_length
+from ._weights import put
+
 
 class AWP(BaseEstimator):
     """Adversarial perturbation of the weights in every training step.
@@ -106,7 +109,7 @@ class AWP(BaseEstimator):
                 for _ in range(self.n_steps):
                     self._ascend(net, crafted, weights, origin)
         except BaseException:
-            _copy(weights, origin)
+            put(weights, origin)
             raise
         perturbed = [p.detach().clone() for p in weights]
         try:
@@ -115,10 +118,10 @@ class AWP(BaseEstimator):
             # the estimator has put the last good weights in place; others are those of before
             for p, w, q in zip(weights, origin, perturbed, strict=True):
                 if torch.equal(p, q):
-                    _copy([p], [w])
+                    put([p], [w])
             raise
         except BaseException:
-            _copy(weights, origin)
+            put(weights, origin)
             raise
         with torch.no_grad():
             for p, w, q in zip(weights, origin, perturbed, strict=True):
@@ -148,18 +151,11 @@ class AWP(BaseEstimator):
                     p.copy_(w + v * (radius / _positive(v.norm())).clamp(max=1))
 
     def _check(self):
-        if not isinstance(self.gamma, numbers.Real) or not 0 <= self.gamma < float("inf"):
-            raise ValueError(f"gamma must be a finite number of at least 0, got {self.gamma!r}.")
+        check_length(self.gamma, "gamma")
         for name, least in (("n_steps", 1), ("n_rounds", 1), ("warmup", 0)):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-
-
-@torch.no_grad()
-def _copy(tensors, values):
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
 
 
 def _unit(g):

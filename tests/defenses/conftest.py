@@ -11,6 +11,8 @@ from sklearn.datasets import make_blobs
 
 from robustsk import PGD
 from robustsk._discovery import all_defenses
+from robustsk.datasets import load_digits_images
+from robustsk.models import MLP
 
 torch.set_num_threads(1)
 
@@ -89,3 +91,25 @@ def images():
     for label, (row, column) in enumerate([(0, 0), (0, 4), (4, 0)]):
         X[y == label, :, row : row + 4, column : column + 4] += 0.6
     return X, y
+
+
+@pytest.fixture(scope="session")
+def robust_accuracy():
+    """Return a function that trains and gives the accuracies without and under PGD."""
+    X, y = load_digits_images(return_X_y=True, as_flat=True)
+    attack = PGD(eps=0.2, n_steps=10, random_state=0, clip=(0, 1))
+    found = {}
+
+    def accuracies(cls, **params):
+        key = (cls, *params.items())
+        if key not in found:
+            clf = cls(
+                lambda: MLP((64,), 10, hidden_sizes=(64,)), max_epochs=15, batch_size=40,
+                random_state=0, device="cpu", adversary__eps=0.2, adversary__n_steps=3,
+                adversary__clip=(0, 1), **params,
+            ).fit(X[:300], y[:300])  # fmt: skip
+            test = X[1000:1200], y[1000:1200]
+            found[key] = clf.score(*test), clf.score_adversarial(*test, attack)
+        return found[key]
+
+    return accuracies

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from by_hand import ce, kl, softmax
 from numpy.testing import assert_allclose
 from torch import nn
 
@@ -21,28 +22,12 @@ from robustsk import (
     TRADESClassifier,
 )
 from robustsk.attacks.objectives import resolve_objective
-from robustsk.datasets import load_digits_images
-from robustsk.models import MLP
 
 N, D, H, C = 7, 4, 6, 3
 AR = AdversarialRegularizationClassifier
 
 
 # --- formulas, independent of the package --------------------------------------------
-
-
-def softmax(z):
-    e = np.exp(z - z.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def ce(z, y):
-    return -np.log(softmax(z)[np.arange(len(y)), y])
-
-
-def kl(z, z_adv):
-    p, q = softmax(z), softmax(z_adv)
-    return (p * np.log(p / q)).sum(axis=1)
 
 
 def bce(z, y):
@@ -429,28 +414,6 @@ def test_bad_parameters(table, defence, params, message):
 
 
 # --- do they help? -------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def robust_accuracy():
-    """Return a function that trains and gives the accuracies without and under PGD."""
-    X, y = load_digits_images(return_X_y=True, as_flat=True)
-    attack = PGD(eps=0.2, n_steps=10, random_state=0, clip=(0, 1))
-    found = {}
-
-    def accuracies(cls, **params):
-        key = (cls, *params.items())
-        if key not in found:
-            clf = cls(
-                lambda: MLP((64,), 10, hidden_sizes=(64,)), max_epochs=15, batch_size=40,
-                random_state=0, device="cpu", adversary__eps=0.2, adversary__n_steps=3,
-                adversary__clip=(0, 1), **params,
-            ).fit(X[:300], y[:300])  # fmt: skip
-            test = X[1000:1200], y[1000:1200]
-            found[key] = clf.score(*test), clf.score_adversarial(*test, attack)
-        return found[key]
-
-    return accuracies
 
 
 @pytest.mark.parametrize(

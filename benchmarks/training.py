@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from robustsk import PGD, EnsembleCCE, PGDATClassifier, SPATClassifier, TRADESClassifier
 from robustsk.attacks.targets import Victim
-from robustsk.ensembles.cce import MeanEnsemble
+from robustsk.ensembles import MeanEnsemble
 from robustsk.models import CosineLinear, SmallCNN, replace_classifier, resnet18
 
 N_MEMBERS, BETA, LAM, ALPHA, SCALE, GATE = 3, 6.0, 6.0, 0.2, 5.0, 0.2

@@ -31,9 +31,27 @@ from .pgd import PGD
 from .scaled_pgd import ScaledPGD
 from .spsa import SPSA
 from .square import SquareAttack
+from .tamoo import TAMOO
 from .targets import NoGradientError, Victim, as_victim, register_converter
 from .transfer import TransferAttack
+from .transform_tamoo import TransformTAMOO
+from .transformations import (
+    Transformation,
+    deterministic_transformations,
+    stochastic_transformations,
+)
 from .universal import UniversalPerturbation
+from .universal_tamoo import UniversalTAMOO
+from .weighting import (
+    MGDA,
+    CAGrad,
+    HyperVolume,
+    MinMax,
+    PCGrad,
+    TaskOriented,
+    UniformWeighting,
+    Weighting,
+)
 from .zoo import ZOO
 
 __all__ = [
@@ -47,16 +65,19 @@ __all__ = [
     "FGSM",
     "JSMA",
     "LBFGS",
+    "MGDA",
     "MIM",
     "NES",
     "PGD",
     "SPSA",
+    "TAMOO",
     "ZOO",
     "AdversarialAugmentation",
     "AutoAttack",
     "BaseAttack",
     "BoundaryAttack",
     "BrendelBethge",
+    "CAGrad",
     "CarliniWagner",
     "DeepFool",
     "DynamicPGD",
@@ -64,15 +85,26 @@ __all__ = [
     "FriendlyPGD",
     "GeometryAwarePGD",
     "HopSkipJump",
+    "HyperVolume",
     "LocalSearch",
+    "MinMax",
     "MultiTargeted",
     "NoGradientError",
     "Objective",
+    "PCGrad",
     "ScaledPGD",
     "SquareAttack",
+    "TaskOriented",
     "TransferAttack",
+    "TransformTAMOO",
+    "Transformation",
+    "UniformWeighting",
     "UniversalPerturbation",
+    "UniversalTAMOO",
     "Victim",
+    "Weighting",
     "as_victim",
+    "deterministic_transformations",
     "register_converter",
+    "stochastic_transformations",
 ]

@@ -93,10 +93,10 @@ class View:
         """Whether the module is run in a lower precision at present."""
         return self._is_open and self._is_low
 
-    def __call__(self, x):
-        """Return what the module returns for `x`."""
+    def __call__(self, x, part=None):
+        """Return what the module returns for `x`, or a part of it that takes the same input."""
         if not self._is_open:
-            return self.module(x)
+            return (self.module if part is None else part)(x)
         if not self._is_planned:
             self._plan(x)
             self._is_planned = True
@@ -105,10 +105,11 @@ class View:
                 self.open()
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
+        run = self._run if part is None else part
         if not self.is_rough:
-            return self._run(x)
+            return run(x)
         with torch.autocast(x.device.type, torch.bfloat16):
-            return first_output(self._run(x)).to(x.dtype)
+            return first_output(run(x)).to(x.dtype)
 
     # --- what can be done ------------------------------------------------------------
 

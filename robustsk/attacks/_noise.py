@@ -67,6 +67,16 @@ class SampleNoise:
         other._shape = (len(other._key), *self._shape[1:])
         return other
 
+    def shared(self, k):
+        """Return the noise of groups of `k` samples, whatever their order in the group."""
+        if k == 1:
+            return self
+        other = object.__new__(SampleNoise)
+        other.__dict__.update(self.__dict__)
+        other._key = _mix(self._key.unflatten(0, (-1, k)).sum(1))
+        other._shape = (len(other._key), *self._shape[1:])
+        return other
+
     def _bits(self, stream, counter):
         key = _mix(self._key + _signed(stream * _MIX_1))
         return _mix(key[:, None] + counter * _GOLDEN)

@@ -110,7 +110,7 @@ class EOT(BaseWrapper):
         """
         # a random model is also asked about its classes and about rounded results
         device = self._resolved().device
-        with _seeded(0, victim.device if device in ("auto", None) else torch.device(device)):
+        with seeded(0, victim.device if device in ("auto", None) else torch.device(device)):
             return super().run(X, y, victim, **options)
 
     def _see(self, victim, seed):
@@ -145,7 +145,7 @@ class _Expected(SeenVictim):
 
     def __call__(self, x):
         self.n_seeds += 1
-        with _seeded(self.seed + 7919 * self.n_seeds, x.device):
+        with seeded(self.seed + 7919 * self.n_seeds, x.device):
             draws = [self._draw(x) for _ in range(self.n_draws)]
         if torch.is_grad_enabled() and x.requires_grad:
             # whoever asks for the gradient counts one
@@ -189,7 +189,7 @@ class _ExpectedBatch(AttackBatch):
 
 
 @contextmanager
-def _seeded(seed, device):
+def seeded(seed, device):
     """Seed torch's global generators for a while and put them back."""
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, reduce, singledispatch
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import torch
 from scipy.sparse import issparse
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
@@ -41,7 +42,9 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from ..losses import ensemble_logits
 from ._engine import View, first_output
+from .threat import clamp_through
 
 _BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
 
@@ -128,16 +131,33 @@ class Victim:
         tensor = next(_tensors(self.module), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
-    def __call__(self, x):
-        """Return the logits of the batch `x`, shape (n, n_classes)."""
+    def __call__(self, x, part=None):
+        """Return the logits of the batch `x`, shape (n, n_classes); of a part of the model."""
         self.calls.forward += len(x)
-        logits = two_logits((self.module if self._view is None else self._view)(x))
+        if self._view is not None:
+            output = self._view(x, part)
+        else:
+            output = (self.module if part is None else part)(x)
+        logits = two_logits(output)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
                 f"{self.name} must return logits of shape (n_samples, n_classes) and returned "
                 f"{tuple(logits.shape)} for {len(x)} samples."
             )
         return logits
+
+    def members(self):
+        """Return the models whose probabilities this one averages, itself where it is one model.
+
+        Returns
+        -------
+        list of callable
+            Each maps data to logits of shape (n, n_classes), in the order of `classes`.
+        """
+        parts = get_members(self.module)
+        if len(parts) == 1:
+            return [self]
+        return [partial(self, part=part) for part in parts]
 
     def learn_classes(self, X):
         """Return `classes`, counting the logits of one sample where they are unknown."""
@@ -238,6 +258,24 @@ class Victim:
                     getattr(m, key).copy_(value)
 
 
+def get_members(module):
+    """Return the networks whose probabilities a module averages.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        One that averages others says so by a method `get_members`.
+
+    Returns
+    -------
+    list of torch.nn.Module
+        Each takes the input of `module` and returns logits; `module` itself
+        where it averages nothing.
+    """
+    own = getattr(module, "get_members", None)
+    return [module] if own is None else list(own())
+
+
 def two_logits(output):
     """Bring the output of a classifier into the shape (n, n_classes)."""
     output = first_output(output)
@@ -277,7 +315,8 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
     model : object
         A torch module, a skorch net, a robustsk estimator, a fitted
         scikit-learn classifier with a converter, a pipeline or a search over
-        such, or a `FrozenEstimator` around any of them.
+        such, or a `FrozenEstimator` around any of them. A list or dict of such
+        is attacked as an ensemble, the mean of their probabilities.
     attack : str, optional
         Name of the attack, for the error message.
     access : {"gradients", "straight-through", "scores", "labels"}, default="gradients"
@@ -303,6 +342,9 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         return model
     if isinstance(model, nn.Module):
         return Victim(model)
+    if isinstance(model, (list, tuple, dict)):
+        models = list(model.values() if isinstance(model, dict) else model)
+        return join_victims(_members_as_victims(models, attack, access))
     if isinstance(model, type):
         raise TypeError(f"Give a fitted instance of {model.__name__}, not the class.")
     if isinstance(model, FrozenEstimator):
@@ -323,6 +365,11 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         return _queried_victim(model, attack, access)
     if isinstance(model, Pipeline):
         return _pipeline_victim(model, attack, access)
+    if isinstance(model, VotingClassifier) and model.voting == "soft" and model.weights is None:
+        victims = _members_as_victims(model.estimators_, attack, access)
+        for victim in victims:  # they have been told the classes as numbers
+            victim.classes = model.classes_
+        return join_victims(victims)
     module = _convert(model, attack)
     return Victim(
         module,
@@ -330,6 +377,96 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         dtype=torch.float64,
         name=type(model).__name__,
     )
+
+
+def _members_as_victims(models, attack, access):
+    if not models:
+        raise ValueError("The list of models to attack is empty: at least one is needed.")
+    # labels have no mean
+    access = "scores" if access == "labels" and len(models) > 1 else access
+    return [as_victim(model, attack=attack, access=access) for model in models]
+
+
+def join_victims(victims):
+    """Return the ensemble that averages the probabilities of several victims.
+
+    Parameters
+    ----------
+    victims : list of Victim
+        All know the same classes, in any order.
+
+    Returns
+    -------
+    Victim
+        With the classes of the first that names its own, in their order; the
+        victim itself where there is one.
+    """
+    if len(victims) == 1:
+        return victims[0]
+    classes = next((v.classes for v in victims if v.classes is not None), None)
+    orders = []
+    for victim in victims:
+        own = victim.classes
+        if classes is None:
+            orders.append(None)
+            continue
+        if own is None:
+            own = np.arange(len(classes))
+        if len(own) != len(classes) or not np.isin(classes, own).all():
+            raise ValueError(
+                f"The members of an ensemble must know the same classes: one knows "
+                f"{classes[:10].tolist()}, {victim.name} knows {own[:10].tolist()}."
+            )
+        orders.append([own.tolist().index(label) for label in classes.tolist()])
+    return Victim(
+        _MeanProbability(victims, orders),
+        classes=classes,
+        dtype=reduce(torch.promote_types, [victim.dtype for victim in victims]),
+        bounds=join_bounds([v.bounds for v in victims]),
+        is_image=any(victim.is_image for victim in victims),
+        name="mean of " + ", ".join(victim.name for victim in victims),
+        differentiable=all(victim.differentiable for victim in victims),
+    )
+
+
+def join_bounds(bounds):
+    """Return the range that holds several, of which some may be None; None if all are."""
+    known = [pair for pair in bounds if pair is not None]
+    if not known:
+        return None
+    lows, highs = zip(*known, strict=True)
+    return np.asarray(reduce(np.minimum, lows)), np.asarray(reduce(np.maximum, highs))
+
+
+class _MeanProbability(nn.Module):
+    """Members of any precision, their columns in one order, their probabilities averaged."""
+
+    def __init__(self, victims, orders):
+        super().__init__()
+        self.members = nn.ModuleList(
+            [_Member(v.module, v.dtype, order) for v, order in zip(victims, orders, strict=True)]
+        )
+
+    def get_members(self):
+        """Return the members."""
+        return list(self.members)
+
+    def forward(self, x):
+        return ensemble_logits([member(x) for member in self.members])
+
+
+class _Member(nn.Module):
+    """A model in a precision of its own, its logits in the order of the ensemble."""
+
+    def __init__(self, module, dtype, order):
+        super().__init__()
+        self.module = module
+        self.dtype = dtype
+        self.order = order
+
+    def forward(self, x):
+        logits = two_logits(self.module(x.to(self.dtype)))
+        return (logits if self.order is None else logits[:, self.order]).to(x.dtype)
 
 
 def check_victim_fitted(model):
@@ -377,6 +514,16 @@ class _Chain(nn.Module):
         self.steps = nn.Sequential(*steps)
         self.last = victim.module
         self.dtype = victim.dtype
+
+    def get_members(self):
+        """Return the members of the victim, each with the same preprocessing."""
+        members = get_members(self.last)
+        return [self] if members == [self.last] else [self._before(member) for member in members]
+
+    def _before(self, member):
+        chain = copy.copy(self)
+        chain._modules = {**self._modules, "last": member}
+        return chain
 
     def forward(self, x):
         return self.last(self.steps(x).to(self.dtype))
@@ -588,7 +735,9 @@ class _Clamp(nn.Module):
         self.low, self.high = low, high
 
     def forward(self, x):
-        return x.clamp(self.low, self.high)
+        # the largest value seen in `fit` is scaled to the bound but for rounding
+        slack = 1e-12 * (self.high - self.low)
+        return clamp_through(x, self.low - slack, self.high + slack)
 
 
 class _RowNormalise(nn.Module):

@@ -131,6 +131,33 @@ def _column(values, like):
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
+def clamp_through(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Clamp so that the gradient passes at the bounds themselves.
+
+    What `torch.clamp` does there depends on the version of torch. An attack that
+    gets no gradient at black pixels never finds out what they are good for.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+    low, high : float
+
+    Returns
+    -------
+    torch.Tensor of the shape of `x`
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustsk.attacks.threat import clamp_through
+    >>> x = torch.tensor([-1.0, 0.0, 1.0, 2.0], requires_grad=True)
+    >>> torch.autograd.grad(clamp_through(x, 0, 1).sum(), x)[0]
+    tensor([0., 1., 1., 0.])
+    """
+    x = torch.where(x < low, low, x)
+    return torch.where(x > high, high, x)
+
+
 def project_l1(delta: torch.Tensor, radius: float) -> torch.Tensor:
     """Euclidean projection of each row onto the l1 ball.
 

@@ -96,6 +96,10 @@ class SeenVictim(Victim):
         vars(self).update(vars(seen))
         self.seen = seen
 
+    def members(self):
+        """Return the victim: what it is asked in another way is one model."""
+        return [self]
+
 
 def _same(first, second):
     return first is second or (

@@ -44,7 +44,7 @@ from ..attacks import PGD, BaseAttack, Victim
 from ..attacks._engine import Engine, lay_out
 from ..attacks.base import check_attack, encode_labels, learn_bounds, warn_about_units
 from ..attacks.objectives import resolve_objective
-from ..attacks.targets import two_logits
+from ..attacks.targets import get_members, two_logits
 from ..attacks.threat import check_eps, check_norm
 from ..models import forward_with_features, get_classifier, make_module
 from ..training._weights import copy_of_state
@@ -1209,6 +1209,10 @@ class _RawInput(nn.Module):
     def get_classifier(self):
         """Return the last layer of the network."""
         return get_classifier(self.module)[1]
+
+    def get_members(self):
+        """Return the members of an ensemble, seen from the same side."""
+        return [_RawInput(member, self.input_shape) for member in get_members(self.module)]
 
     def forward(self, x):
         if self.input_shape is not None:

@@ -5,6 +5,7 @@ shape ``(n_samples,)``. Reduction is left to the caller, because attacks need th
 samples do not influence one another) and estimators the possibly weighted mean.
 """
 
+from robustsk.losses.adp import adp_loss, adp_regularizer, log_det_diversity
 from robustsk.losses.adversarial_regularization import (
     adversarial_regularization_loss,
     prediction_distance,
@@ -28,7 +29,9 @@ from robustsk.losses.contrastive import (
     supervised_contrastive,
     triplet_loss,
 )
+from robustsk.losses.dverge import dverge_loss, feature_distance
 from robustsk.losses.gairat import geometry_weights
+from robustsk.losses.gal import gradient_alignment
 from robustsk.losses.mail import margin_weights, probability_margin
 from robustsk.losses.mart import boosted_cross_entropy, mart_loss
 from robustsk.losses.mmc import mmc_loss
@@ -40,6 +43,7 @@ from robustsk.losses.spat import (
     spat_loss,
 )
 from robustsk.losses.trades import trades_loss
+from robustsk.losses.trs import gradient_magnitude, gradient_similarity
 from robustsk.losses.wasserstein import (
     smoothed_cost,
     transport_cost,
@@ -48,6 +52,8 @@ from robustsk.losses.wasserstein import (
 )
 
 __all__ = [
+    "adp_loss",
+    "adp_regularizer",
     "adversarial_regularization_loss",
     "boosted_cross_entropy",
     "cce_loss",
@@ -56,15 +62,21 @@ __all__ = [
     "contrastive_selection",
     "dlr",
     "dlr_targeted",
+    "dverge_loss",
     "ensemble_logits",
     "entropy",
+    "feature_distance",
     "geometry_weights",
     "global_compactness",
+    "gradient_alignment",
+    "gradient_magnitude",
+    "gradient_similarity",
     "inconsistency",
     "info_nce",
     "kl_divergence",
     "kl_terms",
     "local_compactness",
+    "log_det_diversity",
     "logit_pairing",
     "margin",
     "margin_weights",

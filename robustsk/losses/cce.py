@@ -24,6 +24,8 @@ def cce_member_loss(
     lambda_dm: float = 1.0,
     indicator: str = "soft",
     detach_indicator: bool = True,
+    double_softmax: bool = False,
+    own_weight: float = 1.0,
     classification_loss: Callable | None = None,
 ) -> Tensor:
     r"""CCE loss of one ensemble member, per sample.
@@ -48,6 +50,12 @@ def cce_member_loss(
         predicts the true class and zero elsewhere.
     detach_indicator : bool, default=True
         Whether the soft indicator is a constant for the gradient. The hard one always is.
+    double_softmax : bool, default=False
+        Whether promoting and demoting are fed the probabilities as if they were logits, as in the
+        authors' code (with `detach_indicator` off). Both are then bounded: neither loss nor
+        entropy comes closer to zero than ``log(e + n_classes - 1) - 1``.
+    own_weight : float, default=1.0
+        Weight of the cross-entropy on the batch that attacks this member.
     classification_loss : callable, default=None
         ``f(logits, y)`` returning one value per sample. None means cross-entropy.
 
@@ -68,9 +76,9 @@ def cce_member_loss(
     Notes
     -----
     For member :math:`n` of :math:`N`, with :math:`x_a^i` the example that attacks member
-    :math:`i` and :math:`s_{n,i}` the indicator,
+    :math:`i`, :math:`s_{n,i}` the indicator and :math:`w` = `own_weight`,
 
-    .. math:: L^n = \mathrm{CE}(p^n(x), y) + \mathrm{CE}(p^n(x_a^n), y)
+    .. math:: L^n = \mathrm{CE}(p^n(x), y) + w\, \mathrm{CE}(p^n(x_a^n), y)
               + \frac{1}{N-1} \sum_{i \ne n} \left[
               \lambda_{pm}\, s_{n,i}\, \mathrm{CE}(p^n(x_a^i), y)
               - \lambda_{dm}\, (1 - s_{n,i})\, H(p^n(x_a^i)) \right].
@@ -97,11 +105,16 @@ def cce_member_loss(
     if indicator not in _INDICATORS:
         raise ValueError(f"indicator must be one of {_INDICATORS}, got {indicator!r}.")
     ce = _ce if classification_loss is None else classification_loss
-    loss = ce(logits_clean, y) + ce(logits_own, y)
+    loss = ce(logits_clean, y) + own_weight * ce(logits_own, y)
     for cross in logits_cross:
         secure = _indicator(cross, y, indicator, detach_indicator)
+        if double_softmax:
+            p = cross.softmax(dim=1)
+            uncertainty, cross = -(p * log_softmax(p, dim=1)).sum(dim=1), p
+        else:
+            uncertainty = entropy(cross)
         promote = lambda_pm * secure * ce(cross, y)
-        demote = lambda_dm * (1 - secure) * entropy(cross)
+        demote = lambda_dm * (1 - secure) * uncertainty
         loss = loss + (promote - demote) / len(logits_cross)
     return loss
 
@@ -114,6 +127,8 @@ def cce_loss(
     lambda_dm: float = 1.0,
     indicator: str = "soft",
     detach_indicator: bool = True,
+    double_softmax: bool = False,
+    own_weight: float = 1.0,
     classification_loss: Callable | None = None,
 ) -> Tensor:
     r"""Total CCE loss of an ensemble, per sample.
@@ -134,6 +149,10 @@ def cce_loss(
         How being right is measured, see :func:`cce_member_loss`.
     detach_indicator : bool, default=True
         Whether the soft indicator is a constant for the gradient.
+    double_softmax : bool, default=False
+        Whether probabilities are taken for logits, see :func:`cce_member_loss`.
+    own_weight : float, default=1.0
+        Weight of the cross-entropy on each member's own batch.
     classification_loss : callable, default=None
         ``f(logits, y)`` returning one value per sample. None means cross-entropy.
 
@@ -187,6 +206,8 @@ def cce_loss(
             lambda_dm=lambda_dm,
             indicator=indicator,
             detach_indicator=detach_indicator,
+            double_softmax=double_softmax,
+            own_weight=own_weight,
             classification_loss=classification_loss,
         )
         for n, sources in enumerate(logits)

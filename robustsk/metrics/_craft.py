@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import numpy as np
-import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_consistent_length, column_or_1d
-from torch import nn
 
 from .._containers import check_floats, check_labels, dataset_labels, is_dataset
 from ..attacks.base import encode_labels, learn_bounds, restrict_targets
-from ..attacks.targets import Victim, as_victim, two_logits
-from ..losses import ensemble_logits
+from ..attacks.targets import Victim, as_victim, join_victims
 
 
 def check_samples(X, y):
@@ -142,46 +137,9 @@ def combined_victim(models, values, attack):
     # labels have no mean
     access = "scores" if attack.access == "labels" and len(models) > 1 else attack.access
     victims = [as_victim(model, attack=type(attack).__name__, access=access) for model in models]
-    if len(victims) == 1:
-        return victims[0]
-    classes = victims[0].learn_classes(values)
-    orders = []
-    for victim in victims:
-        own = victim.learn_classes(values)
-        if len(own) != len(classes) or not np.isin(classes, own).all():
-            raise ValueError(
-                f"The members of an ensemble must know the same classes: {victims[0].name} knows "
-                f"{classes[:10].tolist()}, {victim.name} knows {own[:10].tolist()}."
-            )
-        orders.append(encode_labels(classes, own, "classes"))
-    known = [victim.bounds for victim in victims if victim.bounds is not None]
-    lows, highs = zip(*known, strict=True) if known else ((), ())
-    return Victim(
-        _MeanProbability(victims, orders),
-        classes=classes,
-        dtype=reduce(torch.promote_types, [victim.dtype for victim in victims]),
-        bounds=(reduce(np.minimum, lows), reduce(np.maximum, highs)) if known else None,
-        is_image=any(victim.is_image for victim in victims),
-        name="mean of " + ", ".join(victim.name for victim in victims),
-        differentiable=all(victim.differentiable for victim in victims),
-    )
-
-
-class _MeanProbability(nn.Module):
-    """Members of any precision, their columns in one order, their probabilities averaged."""
-
-    def __init__(self, victims, orders):
-        super().__init__()
-        self.members = nn.ModuleList([victim.module for victim in victims])
-        self.dtypes = [victim.dtype for victim in victims]
-        self.orders = [torch.from_numpy(order) for order in orders]
-
-    def forward(self, x):
-        logits = [
-            two_logits(member(x.to(dtype)))[:, order.to(x.device)].to(x.dtype)
-            for member, dtype, order in zip(self.members, self.dtypes, self.orders, strict=True)
-        ]
-        return ensemble_logits(logits)
+    for victim in victims if len(victims) > 1 else ():
+        victim.learn_classes(values)
+    return join_victims(victims)
 
 
 def judges(estimators, values, y_true):

@@ -170,6 +170,26 @@ def test_transformers(transformer, table):
     assert_gradients(model, X[[0, 1, 8]] + 0.01)
 
 
+@pytest.mark.parametrize("scaler", [MinMaxScaler, MaxAbsScaler])
+def test_gradients_pass_at_the_end_of_the_range(scaler, table):
+    if "clip" not in scaler().get_params():
+        pytest.skip("scikit-learn's scaler has no clip")
+    models = [
+        make_pipeline(scaler(clip=clip), LogisticRegression()).fit(table.X, table.y)
+        for clip in (False, True)
+    ]
+    extremes = np.vstack([table.X.min(axis=0), table.X.max(axis=0)])
+    gradients = []
+    for model in models:
+        x = torch.tensor(extremes, requires_grad=True)
+        gradients.append(torch.autograd.grad(as_victim(model)(x)[:, 0].sum(), x)[0])
+    assert gradients[0].abs().min() > 0
+    if scaler is MinMaxScaler:
+        assert_allclose(gradients[1], gradients[0])
+    else:  # zero is the middle of its range
+        assert ((gradients[1] == gradients[0]).sum(0) >= 1).all()
+
+
 @pytest.mark.parametrize("norm", ["l1", "l2", "max"])
 def test_normalizer_of_rows_next_to_nothing(norm):
     X = np.array([[1e-17, -2e-17], [0.0, 0.0], [3.0, 4.0]])

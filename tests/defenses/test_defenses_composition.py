@@ -13,6 +13,7 @@ from robustsk import (
     DRA,
     MIM,
     PGD,
+    TAMOO,
     DynamicPGD,
     FriendlyPGD,
     GeometryAwarePGD,
@@ -38,6 +39,7 @@ ADVERSARIES = [
     MIM(eps=0.1, n_steps=2),
     APGD(eps=0.1, n_steps=3),
     DRA(eps=0.3, n_steps=2),
+    TAMOO(eps=0.1, n_steps=2),
     UDRAdversary(eps=0.1, n_steps=2),
 ]
 

@@ -111,7 +111,9 @@ def test_members_of_an_unfitted_ensemble():
 def test_unknown_options(data):
     with pytest.raises(ValueError, match=r"mode must be one of .*'detection'.*got 'fast'"):
         make(mode="fast").fit(*data)
-    with pytest.raises(ValueError, match="indicator must be 'soft' or 'hard', got 'firm'"):
+    with pytest.raises(
+        ValueError, match=r"indicator must be one of \('soft', 'hard'\), got 'firm'"
+    ):
         make(indicator="firm").fit(*data)
 
 
@@ -277,3 +279,99 @@ def test_detection_mode_tells_adversarial_examples():
     attack = PGD(clf, eps=0.2, clip=(0, 1), random_state=0).fit(X_test)
     scores = clf.prediction_entropy(np.concatenate([X_test, attack.generate(X_test, y_test)]))
     assert roc_auc_score(np.repeat([0, 1], 300), scores) > 0.6
+
+
+# --- what the loss reaches -----------------------------------------------------------
+
+
+def hand_loss(clf, x, crafted, y, n, **options):
+    """Loss of member `n` on its own, from the formula, in torch."""
+    ce = torch.nn.functional.cross_entropy
+    member = clf.members_[n]
+    loss = ce(member(x), y, reduction="none")
+    loss = loss + options.get("own_weight", 1.0) * ce(member(crafted[n]), y, reduction="none")
+    for i, x_adv in enumerate(crafted):
+        if i == n:
+            continue
+        z = member(x_adv)
+        p = z.softmax(1)
+        s = p[torch.arange(len(y)), y]
+        s = s.detach() if options.get("detach_indicator", True) else s
+        seen = p if options.get("double_softmax") else z
+        h = -(p * seen.log_softmax(1)).sum(1)
+        loss = loss + (s * ce(seen, y, reduction="none") - (1 - s) * h) / (len(crafted) - 1)
+    return loss
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"own_weight": 0.25},
+        {"double_softmax": True, "detach_indicator": False, "attack_label": "predicted"},
+    ],
+    ids=["article", "own weight", "code"],
+)
+def test_each_member_learns_from_its_own_loss_alone(data, options):
+    clf = make(module=lambda: network().double(), n_members=3, **options).fit(*data)
+    x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
+    crafted = clf.craft(x, y)
+    assert not any(x_adv.requires_grad for x_adv in crafted)
+    parameters = list(clf.module_.parameters())
+    found = torch.autograd.grad(clf.training_loss(x, crafted, y).sum(), parameters)
+    expected = []
+    for n, member in enumerate(clf.members_):
+        loss = hand_loss(clf, x, crafted, y, n, **options).sum()
+        others = [p for m in clf.members_ if m is not member for p in m.parameters()]
+        none = torch.autograd.grad(loss, others, allow_unused=True, retain_graph=True)
+        assert all(g is None for g in none)
+        expected += torch.autograd.grad(loss, member.parameters())
+    for g, e in zip(found, expected, strict=True):
+        assert_allclose(g, e, rtol=1e-9, atol=1e-13)
+
+
+def test_attack_on_the_members_own_prediction(data):
+    """Where a member is wrong, its prediction is led away from what it was, not from the truth."""
+    X, y = data
+    clf = make(attack_label="predicted", module=Normed, max_epochs=1).fit(X, y)
+    x = torch.as_tensor(X, dtype=torch.float32)
+    wrong = torch.as_tensor((y + 1) % 3)
+    clf.module_.train()
+    before = {k: v.clone() for k, v in clf.module_.state_dict().items()}
+    crafted = clf.set_params(random_state=0).craft(x, wrong)
+    assert all(torch.equal(v, before[k]) for k, v in clf.module_.state_dict().items())
+    assert all(m.training for m in clf.module_.modules())
+    clf.module_.eval()
+    alone = PGD(eps=0.2, n_steps=2)
+    for member, x_adv in zip(clf.members_, crafted, strict=True):
+        with torch.no_grad():
+            predicted = member(x).argmax(1)
+            ce = torch.nn.functional.cross_entropy(member(x), predicted, reduction="none")
+            after = torch.nn.functional.cross_entropy(member(x_adv), predicted, reduction="none")
+        assert (after > ce).float().mean() > 0.9
+        assert_allclose((x_adv - x).abs().max(), alone.eps, rtol=1e-5)
+
+
+def test_label_attacked_matters_only_where_a_member_is_wrong(data):
+    rows = {}
+    for label in ("true", "predicted"):
+        clf = make(attack_label=label, module=lambda: network().double(), lr=0.0, max_epochs=1)
+        clf.set_params(adversary__random_start="none").fit(*data)
+        x, y = torch.as_tensor(data[0]), torch.as_tensor(data[1])
+        rows[label] = clf.craft(x, y)
+        right = [m(x).argmax(1) == y for m in clf.members_]
+    assert not all(r.all() for r in right)
+    for r, true, own in zip(right, rows["true"], rows["predicted"], strict=True):
+        assert torch.equal(true[r], own[r])
+        assert not torch.equal(true[~r], own[~r])
+
+
+def test_parameters_that_cannot_be(data):
+    for params, message in [
+        ({"attack_label": "given"}, r"attack_label must be one of \('true', 'predicted'\)"),
+        ({"own_weight": -1.0}, "own_weight must be a finite number of at least 0"),
+        ({"lambda_pm": -1}, "lambda_pm must be a finite number of at least 0"),
+        ({"lambda_dm": np.inf}, "lambda_dm must be a finite number of at least 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make(**params).fit(*data)

@@ -228,3 +228,42 @@ def test_ensemble_of_extreme_logits(dtype):
     out[0, 2].backward()
     assert torch.isfinite(z.grad).all()
     assert_allclose(z.grad[:, 0, 2], [0.5, 0.5], rtol=1e-3)
+
+
+# ---- what the authors' code does instead ---------------------------------------------------------
+
+
+def test_probabilities_taken_for_logits():
+    z, y = random_logits(7, 6, 10), np.arange(6) % 10
+    p = np_softmax(z)
+    s = p[np.arange(6), y]
+    again = np.log(np_softmax(p))
+    bounded = -(p * again).sum(axis=1)
+    expected = 2.0 * s * -again[np.arange(6), y] - 3.0 * (1 - s) * bounded
+    weights = {"lambda_pm": 2.0, "lambda_dm": 3.0, "double_softmax": True}
+    found = cross_only([torch.tensor(z)], torch.tensor(y), **weights)
+    assert_allclose(found, expected, rtol=1e-10)
+    # between a prediction of one class and one of all
+    low, high = math.log(math.e + 9) - 1, math.log(10)
+    assert low == pytest.approx(1.461, abs=1e-3)
+    assert (bounded > low).all()
+    assert (bounded < high).all()
+    one_hot = torch.tensor([[200.0] + [0.0] * 9], dtype=torch.float64)
+    demoted = cross_only(
+        [one_hot], torch.tensor([1]), lambda_pm=0.0, lambda_dm=1.0, double_softmax=True
+    )
+    assert demoted.item() == pytest.approx(-low, rel=1e-10)
+
+
+def test_double_softmax_leaves_clean_and_own_samples_alone():
+    z, y = torch.tensor(random_logits(8, 2, 4, 5)), torch.tensor([0, 1, 2, 3])
+    expected = np_cross_entropy(z[0].numpy(), y.numpy()) + np_cross_entropy(z[1].numpy(), y.numpy())
+    assert_allclose(cce_member_loss(z[0], z[1], [], y, double_softmax=True), expected, rtol=1e-12)
+
+
+def test_own_weight():
+    z, y = torch.tensor(random_logits(9, 2, 3, 5, 4)), torch.tensor([0, 1, 2, 3, 0])
+    own = sum(np_cross_entropy(z[n, 1 + n].numpy(), y.numpy()) for n in range(2))
+    found = cce_loss(z, y, own_weight=0.25) - cce_loss(z, y)
+    assert_allclose(found, -0.75 * own, rtol=1e-10)
+    assert_allclose(cce_loss(z, y, own_weight=1.0), cce_loss(z, y), rtol=1e-14)

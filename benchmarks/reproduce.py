@@ -22,13 +22,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.metrics import roc_auc_score
 from skorch.callbacks import LRScheduler
 from torch.optim.lr_scheduler import MultiStepLR
 
 import robustsk as rs
 from robustsk.datasets import fetch_cifar10, fetch_mnist, load_image_folder
 from robustsk.defenses import spat_component_grid, spat_sensitivity_grid
-from robustsk.metrics import adversarial_outcome
+from robustsk.metrics import adversarial_outcome, joint_success_rates, secure_regions
 from robustsk.models import HypersphereHead
 from robustsk.training import (
     AWP,
@@ -356,6 +359,45 @@ def chapters(recipe, args):
     return rows
 
 
+def ensembles(n_members):
+    """Return a function that makes the rows of Bui's Section 4.3."""
+
+    def rows(recipe, args):
+        common = {"adversary": recipe.pgd(), "n_members": n_members, **recipe.common(args)}
+        return {
+            # the source trains on clean and adversarial samples alike
+            "ADV": rs.EnsembleAT(**{**common, "n_members": 1}),
+            "ADV-EN": rs.EnsembleAT(loss="mean", **common),
+            "ADP": rs.EnsembleADP(**common),
+            "CCE-Base": rs.EnsembleCCE(mode="base", **common),
+            "CCE-RM": rs.EnsembleCCE(mode="robust", **common),
+            "CCE-DM": rs.EnsembleCCE(mode="detection", **common),
+        }
+
+    return rows
+
+
+def several_objectives(recipe, args):
+    """Return the rows of the adversarial trainings in Bui's Section 4.4."""
+    common = {"loss": "mean", **recipe.common(args)}
+    if args.model is None:
+        common["module"] = MEMBERS[recipe.data]
+    else:
+        common["n_members"] = 3
+    rows = {"PGD-AT": rs.EnsembleAT(adversary=recipe.pgd(), **common)}
+    for name in ("minmax", "moo", "tamoo"):
+        adversary = recipe.pgd(rs.TAMOO, weighting=name)
+        rows[f"{LABELS[name]}-AT"] = rs.EnsembleAT(adversary=adversary, **common)
+    return rows
+
+
+LABELS = {"minmax": "MinMax", "moo": "MOO", "tamoo": "TA-MOO"}
+#: Networks of the ensembles that are to be different from one another.
+MEMBERS = {
+    "mnist": ["small_cnn", "cce_mnist", "conv_net2"],
+    "cifar10": ["resnet18", "resnet20", "cce_cifar10"],
+}
+
 # --- tables ----------------------------------------------------------------------------
 
 
@@ -371,6 +413,9 @@ class Table:
 
 
 HOU_COLUMNS = ("clean", "FGSM", "PGD-20", "C&W", "AA")
+ENSEMBLE_COLUMNS = (
+    "clean", "PGD-20", "mul-PGD", "AA", "S11", "S00", "T", "nT", "a single", "AUC"
+)  # fmt: skip
 TABLES = {
     "hou-3.2": Table(
         "Hou (2022), Table 3.2: MNIST, white box, eps 0.3",
@@ -498,6 +543,34 @@ TABLES = {
             "MART": (99.3, 94.7, 90.6), "UDR-MART": (99.3, 96.0, 92.3), "WRM": (91.8, 27.1, 4.5),
         },
     ),
+    "bui-4.3": Table(
+        "Bui (2023), Section 4.3, Tables 4, 6 and 7: CIFAR-10, two CNNs",
+        "cifar10", ensembles(2), ENSEMBLE_COLUMNS,
+        {
+            "ADV": (75.7, 38.0, 26.0, 25.1),
+            "ADV-EN": (76.0, 39.7, 27.7, 25.0, 24.0, 46.0, 65.5, 13.3, 16.7),
+            "ADP": (75.9, 42.2, 27.8, 24.4, 25.7, 49.5, 59.3, 7.6, 17.2),
+            "CCE-Base": (75.8, 43.4, 31.1, 29.2, 36.1, 50.3, 36.1, 6.4, 7.2),
+            "CCE-RM": (76.0, 44.7, 31.9, 29.9, 39.9, 49.5, 33.7, 5.0, 5.6),
+            "CCE-DM": (86.0, 26.1, 20.1, 0.2),
+        },
+    ),
+    "bui-4-mnist": Table(
+        "Bui (2023), Section 4.3 on MNIST, two CNNs (the source has no numbers)",
+        "mnist", ensembles(2), ENSEMBLE_COLUMNS, {},
+    ),
+    "bui-4.4": Table(
+        "Bui (2023), Section 4.4, Table 11: CIFAR-10, three different networks",
+        "cifar10", several_objectives, ("clean", "PGD-20", "A-All", "A-Avg", "AA"),
+        {
+            "PGD-AT": (86.52, 37.36, 49.01, 69.75), "MinMax-AT": (83.16, 40.40, 46.91, 65.73),
+            "MOO-AT": (82.04, 37.48, 45.24, 70.11), "TA-MOO-AT": (82.59, 41.32, 43.68, 65.09),
+        },
+    ),
+    "bui-4.4-mnist": Table(
+        "Bui (2023), Section 4.4 on MNIST, three different networks (the source has no numbers)",
+        "mnist", several_objectives, ("clean", "PGD-20", "A-All", "A-Avg", "AA"), {},
+    ),
     "fat-1": Table(
         "J. Zhang et al. (2020), Tables 1 and 2: CIFAR-10, WRN",
         "cifar10", friendly, HOU_COLUMNS,
@@ -567,6 +640,7 @@ def attacks(recipe, protocol):
     return {
         "FGSM": rs.FGSM(**common),
         "PGD-20": rs.PGD(**pgd),
+        "mul-PGD": rs.MultiTargeted(attack=rs.PGD(**pgd)),
         "PGD-40": rs.PGD(**{**pgd, "n_steps": 40, "step_size": recipe.eps / 30}),
         "PGD-20 eps/3": rs.PGD(**{**pgd, "eps": recipe.eps / 3, "step_size": recipe.eps / 30}),
         "C&W": rs.PGD(objective="cw", **pgd),
@@ -599,6 +673,30 @@ def reach(clf, X, y):
     """Return the mean and the largest change that the adversary of a training makes."""
     profile = rs.adversary_profile(clf, X, y)
     return profile.mean_abs, profile.mean_max
+
+
+def jointly(clf, X, y, attack):
+    """Return what happens to the members of an ensemble, on examples against the whole."""
+    rates = joint_success_rates(clf, X, y, attack, source=clf)
+    found = {"A-All": rates.all, "A-Avg": rates.average}
+    if len(clf.members_) > 1:
+        regions = secure_regions(clf, X, y, attack)
+        found |= {
+            "S11": regions.all_secure,
+            "S00": regions.all_insecure,
+            "T": regions.T,
+            "nT": regions.nT,
+            "a single": regions.a_single,
+        }
+    # adversarial examples have the higher entropy, if the ensemble is to detect them
+    clean, moved = (clf.prediction_entropy(Z) for Z in (X, examples(clf, X, y, attack)))
+    found["AUC"] = roc_auc_score(np.repeat([0, 1], len(X)), np.concatenate([clean, moved]))
+    return found
+
+
+def examples(clf, X, y, attack):
+    """Return adversarial examples against a classifier."""
+    return clone(attack).set_params(estimator=FrozenEstimator(clf)).generate(X, y)
 
 
 def write_markdown(path, table, rows):
@@ -674,6 +772,7 @@ def main():
     judges = attacks(recipe, args.protocol)
 
     out = pathlib.Path(args.out) / f"{args.table}-{args.protocol}.csv"
+    out.parent.mkdir(parents=True, exist_ok=True)
     fields = ["row", *table.columns, "fit_s", "epochs", "n_train", "n_test", "seed", "machine"]
     done = {}
     if out.exists():
@@ -685,12 +784,17 @@ def main():
         start = time.perf_counter()
         clf.fit(X, y, **extra)
         row = {"row": name, "fit_s": f"{time.perf_counter() - start:.0f}"}
+        joint = None
         for column in table.columns:
             if column == "clean":
                 value = clf.score(X_test, y_test)
             elif column in ("mean d", "max d"):
                 # how far the adversary of the training really goes, in percent of the range
                 value = reach(clf, X_test[:500], y_test[:500])[column == "max d"]
+            elif column not in judges:
+                if joint is None:
+                    joint = jointly(clf, X_test, y_test, judges["PGD-20"])
+                value = joint.get(column, np.nan)
             else:
                 n = args.n_test_aa if column == "AA" else args.n_test
                 outcome = adversarial_outcome(clf, X_test[:n], y_test[:n], judges[column])

@@ -77,8 +77,8 @@ warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
 # --- the API reference is made from the public names -------------------------------------
 
 PACKAGES = [
-    "attacks", "datasets", "defenses", "ensembles", "inspection", "losses", "metrics", "models",
-    "training",
+    "attacks", "datasets", "defenses", "detection", "ensembles", "inspection", "losses", "metrics",
+    "models", "training",
 ]  # fmt: skip
 
 

@@ -77,6 +77,17 @@ def test_other_rows(run, table, capsys):
     assert "batch norms folded" in capsys.readouterr().out
 
 
+def test_cost_of_several_objectives(monkeypatch, capsys):
+    path = str(BENCHMARKS / "multi_objective.py")
+    options = ["--setting", "cost", "--n", "2", "--n-steps", "1", "--repeat", "1"]
+    monkeypatch.setattr(sys, "argv", [path, *options])
+    with torch.random.fork_rng(devices=[]):
+        runpy.run_path(path, run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["PGD", "1.000"]
+    assert any(line.startswith("TA-MOO ") for line in lines)
+
+
 def test_clocks(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from _timing import Clocked, in_turns, ratio

@@ -116,6 +116,7 @@ def losses_and_gradients(clf, x, y):
     """
     if not x.requires_grad:
         x = x.detach().requires_grad_(True)
-    losses = [clf.classification_loss(z, y) for z in clf.member_logits(x)]
-    gradients = [torch.autograd.grad(v.sum(), x, create_graph=True)[0] for v in losses]
+    with torch.enable_grad():  # also where only the value of the loss is wanted
+        losses = [clf.classification_loss(z, y) for z in clf.member_logits(x)]
+        gradients = [torch.autograd.grad(v.sum(), x, create_graph=True)[0] for v in losses]
     return torch.stack(losses), torch.stack(gradients)

@@ -30,7 +30,7 @@ ATTACKS = all_attacks()
 #: Radii at which an attack visibly works on the data of these tests.
 STRONG = {np.inf: 0.6, 2.0: 1.5, 1.0: 4.5, 0.0: 5}
 #: Settings that make an attack cheap, for whatever has them: most promises need no strength.
-CHEAP = {"max_queries": 250, "n_steps": 25, "n_binary_steps": 4, "n_draws": 3}
+CHEAP = {"max_queries": 150, "n_steps": 12, "n_binary_steps": 3, "n_draws": 2, "max_iter": 20}
 
 
 def has(cls, name):

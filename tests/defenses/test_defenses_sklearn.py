@@ -4,7 +4,7 @@ from collections import Counter
 from unittest import SkipTest
 
 import pytest
-from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from robustsk._discovery import all_defenses
 
@@ -12,7 +12,30 @@ from robustsk._discovery import all_defenses
 MIN_CHECKS = 55
 
 
-@parametrize_with_checks([cls() for cls in all_defenses()])
+def checks_of(cls):
+    return estimator_checks_generator(cls(), legacy=True, mark="skip")
+
+
+def named(cls, check):
+    """Return a check with its name; what repeats another on other memory or numbers is slow."""
+    options = getattr(check, "keywords", {})
+    name = getattr(check, "func", check).__name__
+    label = ",".join(f"{key}={getattr(value, '__name__', value)}" for key, value in options.items())
+    again = options.keys() & {"readonly_memmap", "X_dtype"}
+    return {
+        "id": f"{cls.__name__}-{name}({label})" if label else f"{cls.__name__}-{name}",
+        "marks": pytest.mark.slow if again else (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("estimator", "check"),
+    [
+        pytest.param(estimator, check, **named(cls, check))
+        for cls in all_defenses()
+        for estimator, check in checks_of(cls)
+    ],
+)
 def test_defense_passes_sklearn_check(estimator, check):
     try:
         check(estimator)
@@ -24,7 +47,7 @@ def test_defense_passes_sklearn_check(estimator, check):
 
 
 def test_the_battery_really_runs(cls):
-    checks = [check for _, check in estimator_checks_generator(cls(), legacy=True, mark="skip")]
+    checks = [check for _, check in checks_of(cls)]
     assert len(checks) >= MIN_CHECKS
     names = Counter(getattr(check, "func", check).__name__ for check in checks)
     assert names["check_classifiers_train"]

@@ -185,6 +185,24 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
         self.gradient_memory = gradient_memory
         self.trace = trace
 
+    def set_params(self, **params):
+        """Set parameters of this attack and of the objects in it.
+
+        Parameters
+        ----------
+        **params
+            As in the constructor; ``weighting__`` also reaches a weighting that
+            has been given by its name.
+
+        Returns
+        -------
+        self
+        """
+        weighting = params.get("weighting", self.weighting)
+        if isinstance(weighting, str) and any(key.startswith("weighting__") for key in params):
+            params["weighting"] = resolve_weighting(weighting)
+        return super().set_params(**params)
+
     def _tasks(self, batch):
         """Return the :class:`Tasks` of a batch."""
         raise NotImplementedError

@@ -37,8 +37,9 @@ class TransformTAMOO(BaseMultiObjectiveAttack):
         `fit` fits a standardised logistic regression as a surrogate.
     transforms : {"deterministic", "stochastic"}, list or dict of callables, default=None
         Seven transformations of images as :func:`deterministic_transformations`
-        or :func:`stochastic_transformations` makes them, or your own: each takes
-        a batch of tensors and returns one, differentiably. None means
+        or :func:`stochastic_transformations` makes them; or a list of kinds of
+        :class:`Transformation` and of your own: each takes a batch of tensors and
+        returns one, differentiably. None means
         "deterministic" for images, and for tables the identity alone.
     n_draws : int, default=1
         Number of draws in each step, over which objectives and gradients are
@@ -123,7 +124,7 @@ class TransformTAMOO(BaseMultiObjectiveAttack):
             transforms = transforms.values()
         elif not isinstance(transforms, (list, tuple)):
             transforms = [transforms]
-        transforms = list(transforms)
+        transforms = [Transformation(t) if isinstance(t, str) else t for t in transforms]
         if not transforms or not all(callable(t) for t in transforms):
             raise TypeError(
                 "transforms must hold at least one callable that takes a batch of tensors, got "

@@ -281,6 +281,11 @@ def test_parameters_of_the_weighting_are_reached(networks):
     attack = TAMOO(networks, weighting=TaskOriented(lam=3.0))
     assert attack.get_params()["weighting__lam"] == 3.0
     assert clone(attack.set_params(weighting__lam=7.0)).weighting.lam == 7.0
+    by_name = TAMOO(networks).set_params(weighting__lam=5.0)
+    assert by_name.weighting.lam == 5.0
+    assert by_name.set_params(weighting="minmax", weighting__gamma=1.0).weighting.gamma == 1.0
+    with pytest.raises(ValueError, match="Invalid parameter 'lam'"):
+        TAMOO(networks, weighting="minmax").set_params(weighting__lam=5.0)
 
 
 def test_hypervolume_cannot_aim(networks, data):
@@ -556,6 +561,15 @@ def images():
     X = rng.uniform(size=(6, 1, 8, 8)).astype(np.float32)
     X[:, :, :2] = 0
     return X, np.arange(6) % 3
+
+
+def test_kinds_by_name(image_net, images):
+    X, y = images
+    named = TransformTAMOO(image_net, transforms=["identity", "rotation"], **settings())
+    made = named._with(transforms=[Transformation("identity"), Transformation("rotation")])
+    assert_array_equal(named.generate(X, y), made.generate(X, y))
+    with pytest.raises(ValueError, match="kind must be one of"):
+        named._with(transforms=["rotate"]).generate(X, y)
 
 
 @pytest.mark.parametrize("transforms", ["deterministic", "stochastic"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..attacks.base import check_choice
@@ -129,15 +128,8 @@ class EnsembleCCE(BaseEnsemble):
 
     def craft(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return one adversarial batch per member, each against that member alone."""
-        members = self.module_.members
-        if self.attack_label == "true":
-            return [self.perturb(member, x, y) for member in members]
-        return [self.perturb(member, x, self._predicted(member, x)) for member in members]
-
-    def _predicted(self, member, x):
-        victim = self._victim_in_training(member)
-        with victim.frozen(), torch.no_grad():
-            return victim(self._rows(x)).argmax(dim=1)
+        label = y if self.attack_label == "true" else None  # None: what the member predicts
+        return [self.perturb(member, x, label) for member in self.module_.members]
 
     def training_loss(self, x: Tensor, x_adv: list[Tensor], y: Tensor) -> Tensor:
         """Return the sum of the members' losses, shape (n,)."""

@@ -113,13 +113,7 @@ class Tasks:
             ]
             found = None
             if gradients:
-                if not all(value.requires_grad for value in values):
-                    raise ValueError(
-                        f"No gradient reaches the input of {batch.victim.name}: is something "
-                        "detached or computed outside of torch on the way?"
-                    )
-                batch.victim.calls.backward += len(z) * len(functions)
-                found = torch.autograd.grad(sum(value.sum() for value in values), leaves)
+                found = batch.input_gradients(values, leaves)
                 found = torch.stack([part.flatten(1) for part in found], dim=1)
         logits = [out.detach() for out in logits]
         return logits, torch.stack([value.detach() for value in values], dim=1), found
@@ -253,12 +247,16 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
             best = tasks.ball.x.clone()
             score = tasks.look(best, n_steps + 1, gradients=False).score
         remembers, cache, trace = self._remembers(), None, []
+
+        def keep_better(seen):
+            better = seen.score >= score[rows]
+            best[rows] = torch.where(_column(better, z), z, best[rows])
+            score[rows] = torch.maximum(seen.score, score[rows])
+
         for step in range(n_steps):
             seen = tasks.look(z, step)
             if keep != "last":
-                better = seen.score >= score[rows]
-                best[rows] = torch.where(_column(better, z), z, best[rows])
-                score[rows] = torch.maximum(seen.score, score[rows])
+                keep_better(seen)
                 # a trace is of all samples
                 if keep == "first" and not self.trace and seen.done.any():
                     left = ~seen.done
@@ -302,9 +300,7 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
         if keep == "last":
             return z, info
         if len(rows):
-            seen = tasks.look(z, n_steps, gradients=False)
-            better = seen.score >= score[rows]
-            best[rows] = torch.where(_column(better, z), z, best[rows])
+            keep_better(tasks.look(z, n_steps, gradients=False))
         return best, info
 
 

@@ -108,15 +108,30 @@ class AttackBatch:
             z = z.detach().requires_grad_(True)
             logits = self.victim(z)
             value = self.value(logits)
-            if not value.requires_grad:
-                raise ValueError(
-                    f"No gradient reaches the input of {self.victim.name}: is something "
-                    "detached or computed outside of torch on the way?"
-                )
-            self.victim.calls.backward += len(z)
-            (gradient,) = torch.autograd.grad(value.sum(), z)
+            (gradient,) = self.input_gradients([value], [z])
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         return logits.detach(), value.detach(), gradient
+
+    def input_gradients(self, values, inputs):
+        """Return the gradients of objectives, each with respect to an input of its own.
+
+        Parameters
+        ----------
+        values : list of torch.Tensor of shape (n,)
+        inputs : list of torch.Tensor of shape (n, ...)
+
+        Returns
+        -------
+        tuple of torch.Tensor of shape (n, ...)
+            As they come: not all of them need be finite.
+        """
+        if not all(value.requires_grad for value in values):
+            raise ValueError(
+                f"No gradient reaches the input of {self.victim.name}: is something "
+                "detached or computed outside of torch on the way?"
+            )
+        self.victim.calls.backward += sum(len(z) for z in inputs)
+        return torch.autograd.grad([value.sum() for value in values], inputs)
 
     def fooled(self, logits):
         """Return where the attack has reached its goal, shape (n,)."""
@@ -760,10 +775,10 @@ def choose_target(target, logits, y, noise):
     return drawn + (drawn >= y)
 
 
-def check_count(value, name):
+def check_count(value, name, least=1):
     """Validate a number of things."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
     return int(value)
 
 

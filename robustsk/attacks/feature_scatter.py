@@ -166,13 +166,7 @@ class FeatureScatter(BaseAttack):
                     self._mass,
                 )
             share = (plan * cost).sum(0)
-            if not share.requires_grad:
-                raise ValueError(
-                    f"No gradient reaches the input of {batch.victim.name}: is something "
-                    "detached or computed outside of torch on the way?"
-                )
-            batch.victim.calls.backward += len(z)
-            (gradient,) = torch.autograd.grad(share.sum(), z)
+            (gradient,) = batch.input_gradients([share], [z])
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         return logits.detach(), share.detach(), gradient
 

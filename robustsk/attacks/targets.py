@@ -344,7 +344,7 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         return Victim(model)
     if isinstance(model, (list, tuple, dict)):
         models = list(model.values() if isinstance(model, dict) else model)
-        return join_victims(_members_as_victims(models, attack, access))
+        return join_victims(members_as_victims(models, attack, access))
     if isinstance(model, type):
         raise TypeError(f"Give a fitted instance of {model.__name__}, not the class.")
     if isinstance(model, FrozenEstimator):
@@ -366,7 +366,7 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
     if isinstance(model, Pipeline):
         return _pipeline_victim(model, attack, access)
     if isinstance(model, VotingClassifier) and model.voting == "soft" and model.weights is None:
-        victims = _members_as_victims(model.estimators_, attack, access)
+        victims = members_as_victims(model.estimators_, attack, access)
         for victim in victims:  # they have been told the classes as numbers
             victim.classes = model.classes_
         return join_victims(victims)
@@ -379,7 +379,8 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
     )
 
 
-def _members_as_victims(models, attack, access):
+def members_as_victims(models, attack, access):
+    """Return the victims whose probabilities are to be averaged; see :func:`as_victim`."""
     if not models:
         raise ValueError("The list of models to attack is empty: at least one is needed.")
     # labels have no mean

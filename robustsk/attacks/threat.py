@@ -305,11 +305,15 @@ class Ball:
             upper = torch.maximum(upper.to(x), x)
         self.low, self.high = lower, upper
         if norm == np.inf:
-            reach = self.radius if self.weight is None else self.radius * self.weight
-            low, high = x - reach, x + reach
+            low, high = x - self.eps, x + self.eps
             lower = low if lower is None else torch.maximum(low, lower)
             upper = high if upper is None else torch.minimum(high, upper)
         self.lower, self.upper = lower, upper
+
+    @property
+    def eps(self):
+        """The radius: one number, or one per feature where they differ."""
+        return self.radius if self.weight is None else self.radius * self.weight
 
     def select(self, index):
         """Return the ball around the samples in `index` only."""

@@ -175,7 +175,6 @@ class UniversalPerturbation(BaseGradientAttack):
     def _look(self, batch, delta):
         """Return what `delta` does to a batch, and the gradient with respect to it."""
         ball, x = batch.ball, batch.x
-        eps = ball.radius if ball.weight is None else ball.radius * ball.weight
         moved = x if delta is None else x + delta
         z = ball.clamp(moved)
         logits, value, gradient = batch.value_and_gradient(z)
@@ -187,7 +186,7 @@ class UniversalPerturbation(BaseGradientAttack):
         # what the valid range cuts off does not depend on the perturbation
         gradient = torch.where((z == moved) & _column(value <= limit, z), gradient, 0.0)
         return _Seen(
-            Ball(torch.zeros_like(x[:1]), ball.norm, eps),
+            Ball(torch.zeros_like(x[:1]), ball.norm, ball.eps),
             gradient.sum(0).cpu().double(),
             int(batch.fooled(logits).sum()),
             float(value.clamp_max(limit).sum()),

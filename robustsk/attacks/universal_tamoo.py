@@ -98,8 +98,7 @@ class UniversalTAMOO(BaseMultiObjectiveAttack):
             # what is valid for all: each interval has 0 in it
             lower = (lower.expand_as(batch.x).unflatten(0, (-1, k)) - x).amax(1)
             upper = (upper.expand_as(batch.x).unflatten(0, (-1, k)) - x).amin(1)
-        eps = ball.radius if ball.weight is None else ball.radius * ball.weight
-        shared = Ball(torch.zeros_like(x[:, 0]), ball.norm, eps, lower, upper)
+        shared = Ball(torch.zeros_like(x[:, 0]), ball.norm, ball.eps, lower, upper)
         tasks = _Group(batch, shared, batch.noise.shared(k), m=k)
         delta, info = self._climb(tasks, batch.keep)
         # one entry per sample

@@ -171,7 +171,7 @@ class MGDA(Weighting):
 
     def _check(self, m):
         check_choice(self.solver, "solver", ("softmax", *SOLVERS))
-        check_steps(self.n_steps, "n_steps")
+        check_count(self.n_steps, "n_steps", least=0)
         check_length(self.lr, "lr")
         check_length(self.uniform_reg, "uniform_reg")
         if self.solver == "closed" and m > 2:
@@ -558,10 +558,3 @@ def resolve_weighting(weighting: str | Weighting) -> Weighting:
             f"TaskOriented(lam=10.0), got {weighting!r}."
         )
     return weighting
-
-
-def check_steps(value, name):
-    """Validate a number of steps that may be none."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
-    return int(value)

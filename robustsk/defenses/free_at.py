@@ -104,7 +104,7 @@ class FreeATClassifier(BaseDefense):
         rows = self._rows(x)
         ball, delta = self._ball(rows), self._carried(rows)
         # moves as the perturbation does, whatever the samples are
-        origin = Ball(torch.zeros_like(rows), ball.norm, _radii(ball))
+        origin = Ball(torch.zeros_like(rows), ball.norm, ball.eps)
         x_adv = self.craft(x, y)
         for _ in range(self._steps_per_batch):
             step = self._take_step(Crafted(x, x_adv, y, weight), **fit_params)
@@ -127,7 +127,3 @@ class FreeATClassifier(BaseDefense):
             n = min(len(rows), len(self._delta))
             delta[:n] = self._delta[:n]
         return delta
-
-
-def _radii(ball):
-    return ball.radius if ball.weight is None else ball.radius * ball.weight

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from robustsk.losses.cce import ensemble_logits
-from robustsk.losses.classification import entropy
+from robustsk.losses.classification import entropy, per_sample_ce
 
 
 def log_det_diversity(
@@ -169,7 +169,7 @@ def adp_loss(
     tensor([-1.0986])
     """
     logits = _stacked(member_logits)
-    ce = _ce if classification_loss is None else classification_loss
+    ce = per_sample_ce if classification_loss is None else classification_loss
     members = sum(ce(z, y) for z in logits)
     return members - adp_regularizer(logits, y, alpha=alpha, beta=beta, det_offset=det_offset)
 
@@ -178,7 +178,3 @@ def _stacked(member_logits):
     if isinstance(member_logits, Tensor):
         return member_logits
     return torch.stack(list(member_logits))
-
-
-def _ce(logits, y):
-    return cross_entropy(logits, y, reduction="none")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
-from robustsk.losses.classification import entropy
+from robustsk.losses.classification import entropy, per_sample_ce
 
 _INDICATORS = ("soft", "hard")
 
@@ -104,7 +104,7 @@ def cce_member_loss(
     """
     if indicator not in _INDICATORS:
         raise ValueError(f"indicator must be one of {_INDICATORS}, got {indicator!r}.")
-    ce = _ce if classification_loss is None else classification_loss
+    ce = per_sample_ce if classification_loss is None else classification_loss
     loss = ce(logits_clean, y) + own_weight * ce(logits_own, y)
     for cross in logits_cross:
         secure = _indicator(cross, y, indicator, detach_indicator)
@@ -256,13 +256,9 @@ def ensemble_logits(member_logits: Tensor | Sequence[Tensor]) -> Tensor:
     return log_probabilities.logsumexp(dim=0) - math.log(len(member_logits))
 
 
-def _ce(logits, y):
-    return cross_entropy(logits, y, reduction="none")
-
-
 def _indicator(logits, y, kind, detach):
     if kind == "hard":
         return (logits.argmax(dim=1) == y).to(logits.dtype)
     # Through cross_entropy rather than softmax, so that it shares the stable log.
-    secure = (-_ce(logits, y)).exp()
+    secure = (-per_sample_ce(logits, y)).exp()
     return secure.detach() if detach else secure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 
 # The constant of Croce and Hein (2020): it only decides the value when the top logits are tied.
 _DLR_EPS = 1e-12
@@ -292,3 +292,8 @@ def _pick(logits, y):
 
 def _best_other(logits, y):
     return logits.scatter(1, y[:, None], -torch.inf).max(dim=1).values
+
+
+def per_sample_ce(logits, y):
+    """Return the cross-entropy of each sample: what `classification_loss=None` means."""
+    return cross_entropy(logits, y, reduction="none")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+
+from robustsk.losses.classification import per_sample_ce
 
 
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:
@@ -92,6 +93,5 @@ def dverge_loss(
             "logits must hold the logits of at least one member on the examples of another; an "
             "ensemble of one member has none."
         )
-    if classification_loss is None:
-        return sum(cross_entropy(z, y, reduction="none") for z in terms)
-    return sum(classification_loss(z, y) for z in terms)
+    ce = per_sample_ce if classification_loss is None else classification_loss
+    return sum(ce(z, y) for z in terms)

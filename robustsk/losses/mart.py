@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax
+from torch.nn.functional import log_softmax
 
-from robustsk.losses.classification import kl_divergence
+from robustsk.losses.classification import kl_divergence, per_sample_ce
 
 
 def boosted_cross_entropy(
@@ -60,7 +60,7 @@ def boosted_cross_entropy(
             "boosted_cross_entropy needs at least 2 classes, got logits of shape "
             f"{tuple(logits.shape)}."
         )
-    ce = _ce if classification_loss is None else classification_loss
+    ce = per_sample_ce if classification_loss is None else classification_loss
     log_p = log_softmax(logits, dim=1)
     best_wrong = log_p.detach().scatter(1, y[:, None], -torch.inf).argmax(dim=1, keepdim=True)
     return ce(logits, y) - log_p.scatter(1, best_wrong, -torch.inf).logsumexp(dim=1)
@@ -133,7 +133,3 @@ def mart_loss(
     log_p = log_softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)
     # 1 - p, without cancellation where p is close to one
     return boosted + beta * kl_divergence(logits, logits_adv) * -torch.expm1(log_p)
-
-
-def _ce(logits, y):
-    return cross_entropy(logits, y, reduction="none")

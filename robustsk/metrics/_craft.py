@@ -8,7 +8,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, check_labels, dataset_labels, is_dataset
 from ..attacks.base import encode_labels, learn_bounds, restrict_targets
-from ..attacks.targets import Victim, as_victim, join_victims
+from ..attacks.targets import Victim, as_victim, join_victims, members_as_victims
 
 
 def check_samples(X, y):
@@ -134,9 +134,7 @@ def combined_victim(models, values, attack):
     Victim
         With the classes of the first model, in their order.
     """
-    # labels have no mean
-    access = "scores" if attack.access == "labels" and len(models) > 1 else attack.access
-    victims = [as_victim(model, attack=type(attack).__name__, access=access) for model in models]
+    victims = members_as_victims(models, type(attack).__name__, attack.access)
     for victim in victims if len(victims) > 1 else ():
         victim.learn_classes(values)
     return join_victims(victims)

@@ -352,5 +352,4 @@ def _pull(z, ball, kappa):
 
 def _without_range(ball):
     """Return the same ball without the valid range of the data."""
-    eps = ball.radius if ball.weight is None else ball.radius * ball.weight
-    return Ball(ball.x, ball.norm, eps)
+    return Ball(ball.x, ball.norm, ball.eps)

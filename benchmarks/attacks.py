@@ -457,7 +457,7 @@ def matrix_product(dtype, args):
 
 def ablation(args, table):
     """Switch on one optimisation of the frozen view after the other."""
-    from robustsk.attacks._engine import Engine
+    from robustsk.victims.engine import Engine
 
     setting = args.large
     off = {"fold": False, "channels_last": False, "input_gradient": False}

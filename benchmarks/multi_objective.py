@@ -26,7 +26,7 @@ from sklearn.frozen import FrozenEstimator
 
 import robustsk as rs
 from robustsk.attacks import deterministic_transformations, stochastic_transformations
-from robustsk.attacks.weighting import MGDA, TaskOriented
+from robustsk.attacks.multi_objective.weighting import MGDA, TaskOriented
 from robustsk.datasets import fetch_mnist
 from robustsk.metrics import joint_success_rates
 from robustsk.training import EpsWarmup, LearningRateSchedule

@@ -30,9 +30,9 @@ from _timing import Comparison, arguments, in_turns, machine, parse
 from torch.nn import functional as F
 
 from robustsk import PGD, EnsembleCCE, PGDATClassifier, SPATClassifier, TRADESClassifier
-from robustsk.attacks.targets import Victim
 from robustsk.ensembles import MeanEnsemble
 from robustsk.models import CosineLinear, SmallCNN, replace_classifier, resnet18
+from robustsk.victims.victim import Victim
 
 N_MEMBERS, BETA, LAM, ALPHA, SCALE, GATE = 3, 6.0, 6.0, 0.2, 5.0, 0.2
 METHODS = ["pgd_at", "trades", "spat", "cce"]

@@ -1,143 +1,69 @@
 """Adversarial robustness as an ordinary part of scikit-learn work.
 
-Everything that is typed often can be imported from here; it is loaded when it
-is first used.
+Everything that the packages export can be imported from here, but for the
+losses; it is loaded when it is first used.
 """
 
-import importlib
+import ast as _ast
+import importlib as _importlib
+import pkgutil as _pkgutil
+from functools import cache as _cache
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "attacks": [
-        "APGD",
-        "AdversarialAugmentation",
-        "AutoAttack",
-        "BIM",
-        "BPDA",
-        "BoundaryAttack",
-        "BrendelBethge",
-        "CarliniWagner",
-        "DRA",
-        "DeepFool",
-        "DynamicPGD",
-        "EAD",
-        "EOT",
-        "FAB",
-        "FGSM",
-        "FeatureScatter",
-        "FriendlyPGD",
-        "GeometryAwarePGD",
-        "HopSkipJump",
-        "JSMA",
-        "LBFGS",
-        "LocalSearch",
-        "MIM",
-        "MultiTargeted",
-        "NES",
-        "PGD",
-        "SPSA",
-        "ScaledPGD",
-        "SquareAttack",
-        "TAMOO",
-        "TransferAttack",
-        "TransformTAMOO",
-        "UniversalPerturbation",
-        "UniversalTAMOO",
-        "ZOO",
-        "register_converter",
-    ],
-    "datasets": ["fetch_cifar10", "fetch_cifar100", "fetch_mnist", "load_digits_images"],
-    "defenses": [
-        "ADRClassifier",
-        "ALPClassifier",
-        "ASCLClassifier",
-        "AdversarialFineTuneClassifier",
-        "AdversarialRegularizationClassifier",
-        "CurriculumATClassifier",
-        "DynamicATClassifier",
-        "FATClassifier",
-        "FGSMATClassifier",
-        "FastATClassifier",
-        "FeatureScatterClassifier",
-        "FreeATClassifier",
-        "GAIRATClassifier",
-        "MAILClassifier",
-        "MARTClassifier",
-        "MMCClassifier",
-        "MixedATClassifier",
-        "PGDATClassifier",
-        "PretrainTuneClassifier",
-        "RegularizedATClassifier",
-        "RobustSelfTrainingClassifier",
-        "SPATClassifier",
-        "StandardClassifier",
-        "SupervisedContrastiveClassifier",
-        "TRADESClassifier",
-        "UDRAWPClassifier",
-        "UDRMARTClassifier",
-        "UDRPGDClassifier",
-        "UDRTRADESClassifier",
-        "WRMClassifier",
-    ],
-    "detection": ["EntropyDetector"],
-    "ensembles": [
-        "EnsembleADP",
-        "EnsembleAT",
-        "EnsembleCCE",
-        "EnsembleDVERGE",
-        "EnsembleGAL",
-        "EnsembleTRS",
-        "StaticEnsembleATClassifier",
-    ],
-    "inspection": [
-        "GradientCosineDisplay",
-        "HardClassPairAnalysis",
-        "MinNormDisplay",
-        "RobustnessCurveDisplay",
-        "SecureRegionsDisplay",
-        "TaskTraceDisplay",
-        "TrainingCurveDisplay",
-        "TransferabilityDisplay",
-    ],
-    "losses": [],
-    "metrics": [
-        "MostRobust",
-        "attack_success_rate",
-        "adversary_profile",
-        "class_pair_gradients",
-        "class_pair_shares",
-        "generalization_gap",
-        "half_accuracy_eps",
-        "joint_success_rates",
-        "make_adversarial_scorer",
-        "match_attack_strength",
-        "mean_perturbation",
-        "perturbation_profile",
-        "red_flags",
-        "robust_accuracy",
-        "robustness_report",
-        "score_adversarial",
-        "secure_regions",
-        "transferability_matrix",
-    ],
-    "models": ["HypersphereHead", "MMCHead", "get_model", "list_models"],
-    "training": ["AWP", "RobustEarlyStopping", "UDRAdversary", "WeightAveraging"],
-}
-_WHERE = {name: package for package, names in _HOME.items() for name in names}
+#: Whose names can be imported from here, lowest floor first.
+_PACKAGES = (
+    "models",
+    "datasets",
+    "attacks",
+    "metrics",
+    "training",
+    "defenses",
+    "ensembles",
+    "detection",
+    "inspection",
+    "evaluation",
+)
+_ONLY_PACKAGES = ("losses", "victims")
 
-__all__ = sorted([*_HOME, *_WHERE, "__version__"])
+if TYPE_CHECKING:  # for editors and type checkers, which do not run what is below
+    from . import losses as losses
+    from . import victims as victims
+    from .attacks import *
+    from .datasets import *
+    from .defenses import *
+    from .detection import *
+    from .ensembles import *
+    from .evaluation import *
+    from .inspection import *
+    from .metrics import *
+    from .models import *
+    from .training import *
+else:
+
+    def __getattr__(name):
+        if name in _PACKAGES or name in _ONLY_PACKAGES:
+            return _importlib.import_module(f"{__name__}.{name}")
+        if name == "__all__":
+            return sorted([*_PACKAGES, *_ONLY_PACKAGES, *_where(), "__version__"])
+        if name in _where():
+            value = getattr(_importlib.import_module(f"{__name__}.{_where()[name]}"), name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return __getattr__("__all__")
 
 
-def __getattr__(name):
-    if name in _HOME:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__():
-    return __all__
+@_cache
+def _where():
+    """Return the package of each name; exports are read off the source, nothing is imported."""
+    found = {}
+    for package in _PACKAGES:
+        source = _pkgutil.get_data(__name__, f"{package}/__init__.py")
+        for node in _ast.parse(source).body:
+            if isinstance(node, _ast.ImportFrom):
+                found.update({a.name: package for a in node.names if a.asname == a.name})
+    return found

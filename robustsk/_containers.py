@@ -37,15 +37,6 @@ def check_not_empty(dataset):
         raise ValueError("The Dataset is empty: 0 sample(s) while a minimum of 1 is required.")
 
 
-def check_sample_shape(shape, fitted, owner):
-    """Raise if samples are not of the shape that `owner` was fitted on."""
-    if tuple(shape) != tuple(fitted):
-        raise ValueError(
-            f"X has samples of shape {tuple(shape)}, but {type(owner).__name__} was fitted on "
-            f"samples of shape {tuple(fitted)}."
-        )
-
-
 def dataset_features(dataset):
     """Stack the features of a torch Dataset into one array."""
     check_not_empty(dataset)
@@ -269,16 +260,12 @@ def like(values, X):
     return values
 
 
-def check_labels(y):
-    """Return `y` as a 1-D array, with a word of help for one-hot labels."""
-    if isinstance(y, torch.Tensor):
-        y = y.detach().cpu().numpy()
-    shape = getattr(y, "shape", None)
-    if shape is None:
-        shape = np.asarray(y).shape
-    if len(shape) == 2 and shape[1] > 1:
-        raise ValueError(
-            f"y must be one-dimensional and has shape {shape}. If it is one-hot encoded, "
-            "pass y.argmax(axis=1)."
-        )
-    return y
+def stack(first, second):
+    """Concatenate two equal containers along the samples."""
+    if hasattr(first, "iloc"):
+        import pandas as pd
+
+        return pd.concat([first, second], ignore_index=True)
+    if isinstance(first, torch.Tensor):
+        return torch.cat([first, second.to(first)])
+    return np.concatenate([np.asarray(to_array(first)), np.asarray(second)])

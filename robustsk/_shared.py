@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import inspect
 import re
+from contextlib import contextmanager
+from types import ModuleType
 
 
 class SharedParameters:
@@ -54,3 +56,32 @@ def _complete_signature(cls):
             )
     merged.sort(key=lambda p: p.kind)
     init.__signature__ = inspect.Signature(merged)
+
+
+def public_names(namespace):
+    """Return what a package exports: all that it has imported but modules and what is private."""
+    return sorted(
+        name
+        for name, value in namespace.items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    )
+
+
+def public_classes(package, base):
+    """Return the classes that a package exports and that derive from `base`, by their names."""
+    found = (getattr(package, name) for name in package.__all__)
+    return [c for c in found if inspect.isclass(c) and issubclass(c, base) and c is not base]
+
+
+@contextmanager
+def temporarily(obj, **values):
+    """Set attributes for the duration of a block, without `__setattr__`."""
+    state = vars(obj)
+    before = {k: state[k] for k in values if k in state}
+    state.update(values)
+    try:
+        yield
+    finally:
+        for k in values:
+            state.pop(k, None)
+        state.update(before)

@@ -18,8 +18,8 @@ from robustsk.attacks.base import BaseAttack
 from robustsk.defenses import BaseDefense
 
 SUBPACKAGES = [
-    "attacks", "datasets", "defenses", "detection", "ensembles", "inspection", "losses", "metrics",
-    "models", "training",
+    "attacks", "datasets", "defenses", "detection", "ensembles", "evaluation", "inspection", "losses",
+    "metrics", "models", "training", "victims",
 ]  # fmt: skip
 PUBLIC = [
     pytest.param(

@@ -1,110 +1,61 @@
 """Attacks: transformer-like objects that yield adversarial examples."""
 
-from .apgd import APGD
-from .augmentation import AdversarialAugmentation
-from .autoattack import AutoAttack
-from .base import BaseAttack
-from .bim import BIM
-from .boundary import BoundaryAttack
-from .bpda import BPDA
-from .brendel_bethge import BrendelBethge
-from .carlini_wagner import CarliniWagner
-from .deepfool import DeepFool
-from .dra import DRA
-from .dynamic import DynamicPGD
-from .ead import EAD
-from .eot import EOT
-from .fab import FAB
-from .feature_scatter import FeatureScatter
-from .fgsm import FGSM
-from .friendly import FriendlyPGD
-from .geometry_aware import GeometryAwarePGD
-from .hop_skip_jump import HopSkipJump
-from .jsma import JSMA
-from .lbfgs import LBFGS
-from .local_search import LocalSearch
-from .mim import MIM
-from .multi_targeted import MultiTargeted
-from .nes import NES
-from .objectives import Objective
-from .pgd import PGD
-from .scaled_pgd import ScaledPGD
-from .spsa import SPSA
-from .square import SquareAttack
-from .tamoo import TAMOO
-from .targets import NoGradientError, Victim, as_victim, register_converter
-from .transfer import TransferAttack
-from .transform_tamoo import TransformTAMOO
-from .transformations import (
-    Transformation,
-    deterministic_transformations,
-    stochastic_transformations,
+from .._shared import public_names as _public_names
+from ..victims._checks import NoGradientError as NoGradientError
+from ..victims.converters import register_converter as register_converter
+from ..victims.resolve import as_victim as as_victim
+from ..victims.victim import Victim as Victim
+from .base import BaseAttack as BaseAttack
+from .black_box.boundary import BoundaryAttack as BoundaryAttack
+from .black_box.hop_skip_jump import HopSkipJump as HopSkipJump
+from .black_box.local_search import LocalSearch as LocalSearch
+from .black_box.nes import NES as NES
+from .black_box.spsa import SPSA as SPSA
+from .black_box.square import SquareAttack as SquareAttack
+from .black_box.zoo import ZOO as ZOO
+from .gradient.apgd import APGD as APGD
+from .gradient.bim import BIM as BIM
+from .gradient.dra import DRA as DRA
+from .gradient.dynamic import DynamicPGD as DynamicPGD
+from .gradient.feature_scatter import FeatureScatter as FeatureScatter
+from .gradient.fgsm import FGSM as FGSM
+from .gradient.friendly import FriendlyPGD as FriendlyPGD
+from .gradient.geometry_aware import GeometryAwarePGD as GeometryAwarePGD
+from .gradient.mim import MIM as MIM
+from .gradient.pgd import PGD as PGD
+from .gradient.scaled_pgd import ScaledPGD as ScaledPGD
+from .gradient.universal import UniversalPerturbation as UniversalPerturbation
+from .minimal.brendel_bethge import BrendelBethge as BrendelBethge
+from .minimal.carlini_wagner import CarliniWagner as CarliniWagner
+from .minimal.deepfool import DeepFool as DeepFool
+from .minimal.ead import EAD as EAD
+from .minimal.fab import FAB as FAB
+from .minimal.jsma import JSMA as JSMA
+from .minimal.lbfgs import LBFGS as LBFGS
+from .multi_objective.tamoo import TAMOO as TAMOO
+from .multi_objective.transform_tamoo import TransformTAMOO as TransformTAMOO
+from .multi_objective.transformations import Transformation as Transformation
+from .multi_objective.transformations import (
+    deterministic_transformations as deterministic_transformations,
 )
-from .universal import UniversalPerturbation
-from .universal_tamoo import UniversalTAMOO
-from .weighting import (
-    MGDA,
-    CAGrad,
-    HyperVolume,
-    MinMax,
-    PCGrad,
-    TaskOriented,
-    UniformWeighting,
-    Weighting,
+from .multi_objective.transformations import (
+    stochastic_transformations as stochastic_transformations,
 )
-from .zoo import ZOO
+from .multi_objective.universal_tamoo import UniversalTAMOO as UniversalTAMOO
+from .multi_objective.weighting import MGDA as MGDA
+from .multi_objective.weighting import CAGrad as CAGrad
+from .multi_objective.weighting import HyperVolume as HyperVolume
+from .multi_objective.weighting import MinMax as MinMax
+from .multi_objective.weighting import PCGrad as PCGrad
+from .multi_objective.weighting import TaskOriented as TaskOriented
+from .multi_objective.weighting import UniformWeighting as UniformWeighting
+from .multi_objective.weighting import Weighting as Weighting
+from .objectives import Objective as Objective
+from .wrappers.adversarial_augmentation import AdversarialAugmentation as AdversarialAugmentation
+from .wrappers.autoattack import AutoAttack as AutoAttack
+from .wrappers.bpda import BPDA as BPDA
+from .wrappers.eot import EOT as EOT
+from .wrappers.multi_targeted import MultiTargeted as MultiTargeted
+from .wrappers.transfer import TransferAttack as TransferAttack
 
-__all__ = [
-    "APGD",
-    "BIM",
-    "BPDA",
-    "DRA",
-    "EAD",
-    "EOT",
-    "FAB",
-    "FGSM",
-    "JSMA",
-    "LBFGS",
-    "MGDA",
-    "MIM",
-    "NES",
-    "PGD",
-    "SPSA",
-    "TAMOO",
-    "ZOO",
-    "AdversarialAugmentation",
-    "AutoAttack",
-    "BaseAttack",
-    "BoundaryAttack",
-    "BrendelBethge",
-    "CAGrad",
-    "CarliniWagner",
-    "DeepFool",
-    "DynamicPGD",
-    "FeatureScatter",
-    "FriendlyPGD",
-    "GeometryAwarePGD",
-    "HopSkipJump",
-    "HyperVolume",
-    "LocalSearch",
-    "MinMax",
-    "MultiTargeted",
-    "NoGradientError",
-    "Objective",
-    "PCGrad",
-    "ScaledPGD",
-    "SquareAttack",
-    "TaskOriented",
-    "TransferAttack",
-    "TransformTAMOO",
-    "Transformation",
-    "UniformWeighting",
-    "UniversalPerturbation",
-    "UniversalTAMOO",
-    "Victim",
-    "Weighting",
-    "as_victim",
-    "deterministic_transformations",
-    "register_converter",
-    "stochastic_transformations",
-]
+__all__ = _public_names(globals())

@@ -9,12 +9,9 @@ defines its hyperparameters and one method, `_attack_batch`.
 from __future__ import annotations
 
 import copy
-import numbers
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,117 +23,34 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils.validation import check_consistent_length, column_or_1d, validate_data
-from tqdm import tqdm
+from sklearn.utils.validation import validate_data
 
 from .._containers import (
     FLOATS,
-    Batches,
     Rows,
-    check_labels,
-    check_sample_shape,
-    chunks,
     dataset_labels,
-    empty_like,
     is_dataset,
     is_mapped,
-    is_out_of_memory,
     like,
+    stack,
     to_array,
 )
 from .._shared import SharedParameters
-from ._engine import Engine
-from ._noise import SampleNoise
-from .objectives import Objective, resolve_objective
-from .targets import Victim, as_victim
-from .threat import Ball, check_eps, check_norm, settle
-
-
-@dataclass
-class AttackBatch:
-    """All that an attack needs to know about one batch.
-
-    Attributes
-    ----------
-    victim : Victim
-        Frozen.
-    x : torch.Tensor of shape (n, ...)
-    y : torch.Tensor of shape (n,)
-        Class indices to move away from.
-    target : torch.Tensor of shape (n,) or None
-        Class indices to reach.
-    ball : Ball
-    objective : Objective
-    noise : SampleNoise
-    keep : {"last", "worst", "first"}
-        What to return: the last iterate (training); the last one, but never
-        losing an iterate that fooled the victim; or the first that did, after
-        which no more work is spent on the sample (evaluation).
-    """
-
-    victim: Victim
-    x: torch.Tensor
-    y: torch.Tensor
-    target: torch.Tensor | None
-    ball: Ball
-    objective: Objective
-    noise: SampleNoise
-    keep: str
-    clean_logits: torch.Tensor | None = None
-    info: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def select(self, index):
-        """Return the batch restricted to the samples in `index`."""
-        return replace(
-            self,
-            x=self.x[index],
-            y=self.y[index],
-            target=None if self.target is None else self.target[index],
-            ball=self.ball.select(index),
-            noise=self.noise.select(index),
-            clean_logits=None if self.clean_logits is None else self.clean_logits[index],
-            info={},
-        )
-
-    def value(self, logits):
-        """Return the objective, shape (n,)."""
-        return self.objective(logits, self.y, self.target, self.clean_logits)
-
-    def value_and_gradient(self, z):
-        """Return logits, objective and its gradient with respect to `z`."""
-        with torch.enable_grad():
-            z = z.detach().requires_grad_(True)
-            logits = self.victim(z)
-            value = self.value(logits)
-            (gradient,) = self.input_gradients([value], [z])
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        return logits.detach(), value.detach(), gradient
-
-    def input_gradients(self, values, inputs):
-        """Return the gradients of objectives, each with respect to an input of its own.
-
-        Parameters
-        ----------
-        values : list of torch.Tensor of shape (n,)
-        inputs : list of torch.Tensor of shape (n, ...)
-
-        Returns
-        -------
-        tuple of torch.Tensor of shape (n, ...)
-            As they come: not all of them need be finite.
-        """
-        if not all(value.requires_grad for value in values):
-            raise ValueError(
-                f"No gradient reaches the input of {self.victim.name}: is something "
-                "detached or computed outside of torch on the way?"
-            )
-        self.victim.calls.backward += sum(len(z) for z in inputs)
-        return torch.autograd.grad([value.sum() for value in values], inputs)
-
-    def fooled(self, logits):
-        """Return where the attack has reached its goal, shape (n,)."""
-        predicted = logits.argmax(1)
-        return predicted != self.y if self.target is None else predicted == self.target
+from .._validation import (
+    check_count,
+    check_labels,
+    check_sample_shape,
+    encode_labels,
+    learn_bounds,
+)
+from ..victims.engine import Engine
+from ..victims.resolve import as_victim
+from .batch import AttackBatch
+from .noise import SampleNoise
+from .objectives import resolve_objective
+from .run import run
+from .targeting import BY_PREDICTION, check_target, choose_target
+from .threat import Ball, check_eps, check_norm
 
 
 class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -566,7 +480,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         victim = self._victim()
         bounds = self._known_bounds(victim)
         values = self._check_X(X, victim)
-        self._check_target(values, y, victim)
+        check_target(self, values, y, victim)
         result = self.run(values, y, victim, bounds=bounds, original=X, return_info=return_info)
         return (like(result[0], X), result[1]) if return_info else like(result, X)
 
@@ -610,114 +524,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         X_adv = self.generate(X, y if labels == "true" else None)
         return stack(X, X_adv), stack(y, y)
 
-    def run(self, X, y, victim, *, bounds=None, keep="worst", original=None, return_info=False):
-        """Attack validated arrays batch by batch; what all other methods call.
-
-        Parameters
-        ----------
-        X : ndarray or Rows of shape (n_samples, ...)
-            Finite floating-point data. What is not in memory is read batch by batch.
-        y : array-like of shape (n_samples,) or None
-        victim : Victim
-        bounds : tuple of (low, high), optional
-            Valid range where ``clip="auto"``.
-        keep : {"last", "worst", "first"}, default="worst"
-        original : object, optional
-            What the user passed as X, for warnings.
-        return_info : bool, default=False
-
-        Returns
-        -------
-        X_adv : ndarray of the shape and dtype of `X`
-            In a temporary file if `X` is large and not in memory.
-        info : dict of str to ndarray of shape (n_samples, ...)
-            Only with `return_info`.
-        """
-        self = self._resolved()
-        norm = check_norm(self.norm, self.supported_norms)
-        eps = self._effective_eps(norm, X.shape[1:])
-        lower, upper = self._box(bounds)
-        if not isinstance(self.clip, str):
-            check_range(X, lower, upper)
-        warn_about_units(X if original is None else original, eps)
-        # what a caller in several parts has learned about memory
-        shared = getattr(self, "_batches", None)
-        batches = Batches(self._n_at_a_time(X, victim)) if shared is None else shared
-        victim = victim.to(None if self.device in ("auto", None) else self.device)
-        if y is not None or self.target is not None:
-            victim.learn_classes(X)
-        index = None if y is None else encode_labels(check_labels(y), victim.classes, "y")
-        if index is not None:
-            check_consistent_length(X, index)
-        if self.target is not None and np.ndim(self.target) == 1:
-            check_consistent_length(X, self.target)
-        try:
-            victim.warn_about_probabilities(X)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        seed = self._draw_seed()
-        device = victim.device
-        result = empty_like(X)
-        info = {}
-        progress = tqdm(
-            total=len(X), desc=type(self).__name__, unit="sample", disable=not self.verbose
-        )
-
-        def attack_rows(rows, keep, again=False):
-            clean = torch.from_numpy(np.array(X[rows]))
-            x = clean.to(device, victim.dtype)
-            y_batch = None if index is None else torch.from_numpy(index[rows]).to(device)
-            attack = restrict_targets(self, rows)
-            z, found = attack.perturb(
-                victim, x, y_batch, bounds=bounds, seed=seed, keep=keep, return_info=True
-            )
-            for name, values in found.items():
-                values = values.cpu().numpy()
-                if name not in info:
-                    info[name] = np.zeros((len(X), *values.shape[1:]), dtype=values.dtype)
-                # what is counted goes on being counted when a sample is attacked again
-                info[name][rows] = values + (again and name.startswith("n_")) * info[name][rows]
-            exact = z.cpu()
-            if victim.dtype != clean.dtype:
-                exact = clean + (z - x).cpu().to(clean.dtype)
-            return z, settle(exact, clean, norm, eps, lower, upper)
-
-        def attack_batch(part):
-            rows = np.arange(part.start, part.stop)
-            z, settled = attack_rows(rows, keep)
-            judged = keep == "first" or (keep == "worst" and victim.is_rough)
-            # asking again would cost more than was allowed
-            if judged and not self._asks_only:
-                again = _prediction_changed(victim, z, settled).numpy()
-                if again.any():
-                    with victim.precise():
-                        settled[again] = attack_rows(rows[again], "worst", again=True)[1]
-            result[part] = settled.numpy()
-            progress.update(len(rows))
-
-        with progress, victim.frozen(self.bn_mode, self._engine()):
-            batches.run(attack_batch, len(X))
-        if shared is None:
-            batches.warn()
-        return (result, info) if return_info else result
-
-    def _check_target(self, X, y, victim):
-        """Raise where a sample is to become what it is."""
-        if y is None or self.target is None or np.shape(self.target) not in ((), np.shape(y)):
-            return
-        if isinstance(self.target, str) and self.target in BY_PREDICTION:
-            return
-        classes = victim.learn_classes(X)
-        target = encode_labels(self.target, classes, "target")
-        same = target == encode_labels(check_labels(y), classes, "y")
-        # one class for all may well be the class of some of them
-        if same.any() and (np.ndim(self.target) == 1 or same.all()):
-            raise ValueError(
-                f"target equals the label of {int(same.sum())} of {len(X)} samples (first: row "
-                f"{int(np.argmax(same))}): a targeted attack needs a class to reach that is "
-                "another one."
-            )
+    #: Attack validated arrays; what all other methods call.
+    run = run
 
     def _victim(self):
         model = getattr(self, "estimator_", self.estimator)
@@ -762,163 +570,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
 #: The batch size "auto": for tables of up to so many features, and for all else.
 _ROWS_AT_A_TIME, _WIDE_TABLE, _SAMPLES_AT_A_TIME = 4096, 256, 256
-#: Targets that depend on the clean prediction.
-BY_PREDICTION = ("least_likely", "random")
-
-
-def choose_target(target, logits, y, noise):
-    """Return the class that "least_likely" or "random" means for each sample, shape (n,)."""
-    if target == "least_likely":
-        return logits.scatter(1, y[:, None], np.inf).argmin(1)
-    n_others = logits.shape[1] - 1
-    drawn = (noise.scalar(7919) * n_others).long().clamp_max(n_others - 1)
-    return drawn + (drawn >= y)
-
-
-def check_count(value, name, least=1):
-    """Validate a number of things."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
-    return int(value)
-
-
-def check_choice(value, name, allowed):
-    """Raise unless a value is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {tuple(allowed)}, got {value!r}.")
-
-
-def learn_bounds(X, is_image):
-    """Return the smallest and largest valid value seen in `X`.
-
-    Parameters
-    ----------
-    X : ndarray or Rows of shape (n_samples, ...)
-    is_image : bool
-        Whether rows are flattened images. For images one range holds for all
-        pixels: a pixel that happens to be constant may still be attacked.
-
-    Returns
-    -------
-    tuple of (ndarray, ndarray)
-        Of shape () for images, of the shape of one sample for tables.
-    """
-    axis = None if is_image or X.ndim > 2 else 0
-    lows, highs = [], []
-    for rows in chunks(X):
-        part = X[rows]
-        lows.append(part.min(axis=axis))
-        highs.append(part.max(axis=axis))
-    return np.asarray(np.min(lows, axis=0), float), np.asarray(np.max(highs, axis=0), float)
-
-
-def check_range(X, lower, upper):
-    """Raise if `X` lies outside of an explicit box by more than rounding."""
-    if lower is None:
-        return
-    slack = 1e-6 * np.maximum(upper - lower, 1e-30)
-    parts = (X[rows] for rows in chunks(X))
-    if any(np.any(lower - slack > part) or np.any(upper + slack < part) for part in parts):
-        low, high = learn_bounds(X, True)
-        raise ValueError(
-            f"X lies in [{low:g}, {high:g}], outside of clip=[{np.min(lower):g}, "
-            f"{np.max(upper):g}]. Give clip in the units of the data (and eps as well), or "
-            "rescale the data, e.g. X / 255."
-        )
-
-
-def warn_about_units(X, eps):
-    """Warn where bytes meet a radius that is meant for [0, 1]."""
-    if getattr(X, "dtype", None) in (np.uint8, torch.uint8) and 0 < np.max(eps) < 1:
-        warnings.warn(
-            f"X holds bytes (0 to 255) and eps={np.max(eps):g} is less than one of their steps: "
-            "rescale the data to [0, 1] (X / 255), or give eps in units of 0 to 255.",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def encode_labels(labels, classes, what):
-    """Turn labels into class indices.
-
-    Parameters
-    ----------
-    labels : array-like or scalar
-    classes : ndarray or None
-        Labels in the order of the logits; None where classes are 0, 1, 2, ...
-    what : str
-        Name of the argument, for messages.
-
-    Returns
-    -------
-    ndarray of int64, of the shape of `labels`
-    """
-    labels = np.asarray(labels)
-    if labels.ndim:
-        labels = column_or_1d(labels)
-    if classes is None:
-        if not np.issubdtype(labels.dtype, np.integer) and not np.array_equal(
-            labels, labels.astype(np.int64) if labels.dtype.kind in "fb" else None
-        ):
-            raise ValueError(
-                f"{what} holds labels of type {labels.dtype}, but a torch module knows its "
-                "classes only as 0, 1, 2, ...: pass class indices."
-            )
-        return labels.astype(np.int64)
-    order = np.argsort(classes)
-    try:
-        position = np.searchsorted(classes, labels, sorter=order).clip(0, len(classes) - 1)
-        index = order[position]
-        known = classes[index] == labels
-    except TypeError:  # strings against numbers do not compare
-        known = np.zeros(labels.shape, dtype=bool)
-        index = known
-    if not np.all(known):
-        unknown = np.unique(np.atleast_1d(labels)[~np.atleast_1d(known)])[:5].tolist()
-        raise ValueError(
-            f"{what} contains labels that the model has not been trained on: {unknown}. "
-            f"It knows {np.asarray(classes)[:10].tolist()}."
-        )
-    return np.asarray(index, dtype=np.int64)
-
-
-def _prediction_changed(victim, z, settled):
-    """Return where rounding into the output dtype has taken an example back over the border.
-
-    So may a model in full precision, where the attack has seen a rough one.
-    """
-    rounded = settled.to(z)
-    changed = (rounded != z).flatten(1).any(1) | victim.is_rough
-    if changed.any():
-        with torch.no_grad():
-            before = victim(z[changed])
-            with victim.precise():
-                after = victim(rounded[changed])
-        changed[changed.clone()] = before.argmax(1) != after.argmax(1)
-    return changed.cpu()
 
 
 def check_attack(attack, name="attack"):
     """Raise unless `attack` is an instance of an attack."""
     if isinstance(attack, type) or not hasattr(attack, "perturb"):
         raise TypeError(f"{name} must be an attack such as PGD(eps=0.1), got {attack!r}.")
-
-
-def restrict_targets(attack, rows):
-    """Return the attack for some of the samples, where it has one target for each."""
-    if attack.target is None or np.ndim(attack.target) != 1:
-        return attack
-    attack = copy.copy(attack)
-    attack.target = np.asarray(attack.target)[rows]
-    return attack
-
-
-def stack(first, second):
-    """Concatenate two equal containers along the samples."""
-    if hasattr(first, "iloc"):
-        import pandas as pd
-
-        return pd.concat([first, second], ignore_index=True)
-    if isinstance(first, torch.Tensor):
-        return torch.cat([first, second.to(first)])
-    return np.concatenate([np.asarray(to_array(first)), np.asarray(second)])

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._tensors import column, flat, length, positive
+
 #: Perturbation sizes that are customary on images in [0, 1], per norm. For the
 #: 0-norm (the number of features that change) there is no custom.
 DEFAULT_EPS = {np.inf: 8 / 255, 2.0: 0.5, 1.0: 12.0, 0.0: 10.0}
@@ -107,55 +109,6 @@ def check_eps(
             f"eps has shape {values.shape}, but one sample has shape {tuple(sample_shape)}: "
             "give one number, or an array that broadcasts to one sample."
         ) from error
-
-
-def _positive(values):
-    """Make norms fit to divide by."""
-    return values.clamp_min(torch.finfo(values.dtype).tiny)
-
-
-def length(steps, norm):
-    """Return the norm over the last axis; `torch.linalg` is slow at some of them on the CPU."""
-    if norm == np.inf:
-        return steps.abs().amax(-1)
-    if norm == 1:
-        return steps.abs().sum(-1)
-    return torch.linalg.vector_norm(steps, ord=norm, dim=-1)
-
-
-def _flat(x):
-    return x.reshape(len(x), -1)
-
-
-def _column(values, like):
-    return values.reshape(-1, *([1] * (like.ndim - 1)))
-
-
-def clamp_through(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Clamp so that the gradient passes at the bounds themselves.
-
-    What `torch.clamp` does there depends on the version of torch. An attack that
-    gets no gradient at black pixels never finds out what they are good for.
-
-    Parameters
-    ----------
-    x : torch.Tensor
-    low, high : float
-
-    Returns
-    -------
-    torch.Tensor of the shape of `x`
-
-    Examples
-    --------
-    >>> import torch
-    >>> from robustsk.attacks.threat import clamp_through
-    >>> x = torch.tensor([-1.0, 0.0, 1.0, 2.0], requires_grad=True)
-    >>> torch.autograd.grad(clamp_through(x, 0, 1).sum(), x)[0]
-    tensor([0., 1., 1., 0.])
-    """
-    x = torch.where(x < low, low, x)
-    return torch.where(x > high, high, x)
 
 
 def project_l1(delta: torch.Tensor, radius: float) -> torch.Tensor:
@@ -255,11 +208,11 @@ def project_l1_box(
 
 def _largest(delta, count):
     """Keep the `count` largest entries of each row, zero the others."""
-    flat = _flat(delta)
-    if count >= flat.shape[1]:
+    vectors = flat(delta)
+    if count >= vectors.shape[1]:
         return delta
-    top = flat.abs().topk(count, dim=1).indices
-    return torch.zeros_like(flat).scatter(1, top, flat.gather(1, top)).reshape(delta.shape)
+    top = vectors.abs().topk(count, dim=1).indices
+    return torch.zeros_like(vectors).scatter(1, top, vectors.gather(1, top)).reshape(delta.shape)
 
 
 class Ball:
@@ -327,7 +280,7 @@ class Ball:
 
     def distance(self, z):
         """Return how far `z` is from the samples, shape (n,); the ball ends at `radius`."""
-        return length(_flat(self._to_unit(z - self.x)), self.norm)
+        return length(flat(self.to_unit(z - self.x)), self.norm)
 
     def clamp(self, z):
         """Move `z` into the box, whatever the ball; frozen features stay as they are."""
@@ -335,27 +288,28 @@ class Ball:
             z = torch.where(self.weight > 0, z, self.x)
         return z if self.low is None else torch.clamp(z, self.low, self.high)
 
-    def _to_unit(self, delta):
+    def to_unit(self, delta):
         """From the data's units to those in which the ball is round."""
         if self.weight is None:
             return delta
         return torch.where(self.weight > 0, delta / self.weight.clamp_min(1e-30), 0.0)
 
-    def _to_data(self, delta):
+    def to_data(self, delta):
+        """From the units in which the ball is round to those of the data."""
         return delta if self.weight is None else delta * self.weight
 
     def project(self, z):
         """Project `z` onto the ball, then onto the box."""
         if self.norm != np.inf:
-            unit = self._to_unit(z - self.x)
+            unit = self.to_unit(z - self.x)
             if self.norm == 0:
                 unit = _largest(unit, int(self.radius))
             elif self.norm == 2:
-                length = _positive(torch.linalg.vector_norm(_flat(unit), dim=1))
-                unit = unit * _column((self.radius / length).clamp_max(1.0), unit)
+                length = positive(torch.linalg.vector_norm(flat(unit), dim=1))
+                unit = unit * column((self.radius / length).clamp_max(1.0), unit)
             else:
-                unit = project_l1(_flat(unit), self.radius).reshape(unit.shape)
-            z = self.x + self._to_data(unit)
+                unit = project_l1(flat(unit), self.radius).reshape(unit.shape)
+            z = self.x + self.to_data(unit)
         if self.lower is None:
             return z
         return torch.clamp(z, self.lower, self.upper)
@@ -374,26 +328,26 @@ class Ball:
             Length of the step in the norm of the ball (in the largest radius
             where each feature has its own).
         """
-        gradient = self._to_data(gradient)
+        gradient = self.to_data(gradient)
         if self.norm == np.inf:
             direction = gradient.sign()
         elif self.norm == 2:
-            length = _positive(torch.linalg.vector_norm(_flat(gradient), dim=1))
-            direction = gradient / _column(length, gradient)
+            length = positive(torch.linalg.vector_norm(flat(gradient), dim=1))
+            direction = gradient / column(length, gradient)
         else:
             direction = self._sparse_direction(z, gradient)
         # the direction is nobody else's: no need for another tensor
-        return self._to_data(direction).mul_(size).add_(z)
+        return self.to_data(direction).mul_(size).add_(z)
 
     def _sparse_direction(self, z, gradient):
         if self.lower is not None:
             # a feature at the edge of its range has nowhere to go
             stuck = ((z >= self.upper) & (gradient > 0)) | ((z <= self.lower) & (gradient < 0))
             gradient = gradient.masked_fill(stuck, 0.0)
-        flat = _flat(gradient)
-        k = max(1, round(L1_FRACTION * flat.shape[1]))
-        top = flat.abs().topk(k, dim=1).indices
-        direction = torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign() / k)
+        vectors = flat(gradient)
+        k = max(1, round(L1_FRACTION * vectors.shape[1]))
+        top = vectors.abs().topk(k, dim=1).indices
+        direction = torch.zeros_like(vectors).scatter(1, top, vectors.gather(1, top).sign() / k)
         return direction.reshape(gradient.shape)
 
     def random_start(self, kind, noise, stream, std):
@@ -417,23 +371,23 @@ class Ball:
                 delta = delta * (self.weight > 0)
             return self.project(self.x + delta)
         unit = self.draw(noise, stream)
-        return self.project(self.x + self.radius * self._to_data(unit))
+        return self.project(self.x + self.radius * self.to_data(unit))
 
     def draw(self, noise, stream):
         """Draw uniformly from the ball of radius one, in the units in which it is round."""
-        n_features = _flat(self.x).shape[1]
+        n_features = flat(self.x).shape[1]
         if self.norm == np.inf:
             return 2.0 * noise.uniform(stream) - 1.0
         if self.norm == 2:
             direction = noise.normal(stream)
-            length = _positive(torch.linalg.vector_norm(_flat(direction), dim=1))
+            length = positive(torch.linalg.vector_norm(flat(direction), dim=1))
             length = noise.scalar(stream) ** (1.0 / n_features) / length
-            return direction * _column(length, direction)
+            return direction * column(length, direction)
         # normalised exponentials with one to spare are uniform in the simplex
         magnitude = -torch.log(noise.uniform(stream))
         sign = (noise.uniform(stream + 5000) > 0.5).to(magnitude) * 2 - 1
-        total = _flat(magnitude).sum(1) - torch.log(noise.scalar(stream))
-        return sign * magnitude / _column(total, magnitude)
+        total = flat(magnitude).sum(1) - torch.log(noise.scalar(stream))
+        return sign * magnitude / column(total, magnitude)
 
 
 def settle(z, x, norm, eps, lower=None, upper=None):
@@ -474,11 +428,11 @@ def settle(z, x, norm, eps, lower=None, upper=None):
     else:
         unit = torch.where(radius > 0, delta / radius.clamp_min(1e-300), 0.0)
         delta = torch.where(radius > 0, delta, 0.0)
-        length = torch.linalg.vector_norm(_flat(unit), ord=norm, dim=1)
+        length = torch.linalg.vector_norm(flat(unit), ord=norm, dim=1)
         # the slack covers whoever sums the squares in the dtype of the data
         target = 1.0 - 16 * info.eps
         shrink = torch.where(length > target, target / length.clamp_min(1e-300), 1.0)
-        delta = delta * _column(shrink, delta)
+        delta = delta * column(shrink, delta)
     candidate = (clean + delta).to(x.dtype)
     for _ in range(2):
         too_far = (candidate.double() - clean).abs() > delta.abs()

@@ -14,26 +14,16 @@ Images are float32 arrays of shape ``(n_samples, n_channels, height, width)`` wi
 [0, 1], so the bounds of the input domain are the same for every image data set here.
 """
 
-from ._base import get_data_home
-from ._digits import load_digits_images
-from ._fetch import fetch_cifar10, fetch_cifar100, fetch_mnist
-from ._generators import (
-    make_concentric_spheres,
-    make_robust_nonrobust,
-    make_striped_images,
-    make_three_clusters,
-)
-from ._image_folder import load_image_folder
+from .._shared import public_names as _public_names
+from ._base import get_data_home as get_data_home
+from ._digits import load_digits_images as load_digits_images
+from ._fetch import fetch_cifar10 as fetch_cifar10
+from ._fetch import fetch_cifar100 as fetch_cifar100
+from ._fetch import fetch_mnist as fetch_mnist
+from ._generators import make_concentric_spheres as make_concentric_spheres
+from ._generators import make_robust_nonrobust as make_robust_nonrobust
+from ._generators import make_striped_images as make_striped_images
+from ._generators import make_three_clusters as make_three_clusters
+from ._image_folder import load_image_folder as load_image_folder
 
-__all__ = [
-    "fetch_cifar10",
-    "fetch_cifar100",
-    "fetch_mnist",
-    "get_data_home",
-    "load_digits_images",
-    "load_image_folder",
-    "make_concentric_spheres",
-    "make_robust_nonrobust",
-    "make_striped_images",
-    "make_three_clusters",
-]
+__all__ = _public_names(globals())

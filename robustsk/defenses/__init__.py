@@ -1,69 +1,42 @@
 """Defences: scikit-learn classifiers that are trained to be robust."""
 
-from .adr import ADRClassifier
-from .adversarial_regularization import AdversarialRegularizationClassifier
-from .alp import ALPClassifier
-from .ascl import ASCLClassifier
-from .base import BaseDefense
-from .curriculum_at import CurriculumATClassifier
-from .dynamic_at import DynamicATClassifier
-from .fast_at import FastATClassifier
-from .fat import FATClassifier
-from .feature_scatter import FeatureScatterClassifier
-from .fgsm_at import FGSMATClassifier
-from .fine_tune import AdversarialFineTuneClassifier
-from .free_at import FreeATClassifier
-from .gairat import GAIRATClassifier
-from .grids import dra_grid, spat_component_grid, spat_sensitivity_grid, trade_off_grid
-from .mail import MAILClassifier
-from .mart import MARTClassifier
-from .mixed_at import MixedATClassifier
-from .mmc import MMCClassifier
-from .pgd_at import PGDATClassifier
-from .pretrain_tune import PretrainTuneClassifier
-from .regularized_at import RegularizedATClassifier
-from .self_training import RobustSelfTrainingClassifier
-from .spat import SPATClassifier
-from .standard import StandardClassifier
-from .supcon import SupervisedContrastiveClassifier
-from .trades import TRADESClassifier
-from .udr import UDRAWPClassifier, UDRMARTClassifier, UDRPGDClassifier, UDRTRADESClassifier
-from .wrm import WRMClassifier
+from .._shared import public_names as _public_names
+from .adr import ADRClassifier as ADRClassifier
+from .adversarial_regularization import (
+    AdversarialRegularizationClassifier as AdversarialRegularizationClassifier,
+)
+from .alp import ALPClassifier as ALPClassifier
+from .ascl import ASCLClassifier as ASCLClassifier
+from .base import BaseDefense as BaseDefense
+from .curriculum_at import CurriculumATClassifier as CurriculumATClassifier
+from .dynamic_at import DynamicATClassifier as DynamicATClassifier
+from .fast_at import FastATClassifier as FastATClassifier
+from .fat import FATClassifier as FATClassifier
+from .feature_scatter import FeatureScatterClassifier as FeatureScatterClassifier
+from .fgsm_at import FGSMATClassifier as FGSMATClassifier
+from .fine_tune import AdversarialFineTuneClassifier as AdversarialFineTuneClassifier
+from .free_at import FreeATClassifier as FreeATClassifier
+from .gairat import GAIRATClassifier as GAIRATClassifier
+from .grids import dra_grid as dra_grid
+from .grids import spat_component_grid as spat_component_grid
+from .grids import spat_sensitivity_grid as spat_sensitivity_grid
+from .grids import trade_off_grid as trade_off_grid
+from .mail import MAILClassifier as MAILClassifier
+from .mart import MARTClassifier as MARTClassifier
+from .mixed_at import MixedATClassifier as MixedATClassifier
+from .mmc import MMCClassifier as MMCClassifier
+from .pgd_at import PGDATClassifier as PGDATClassifier
+from .pretrain_tune import PretrainTuneClassifier as PretrainTuneClassifier
+from .regularized_at import RegularizedATClassifier as RegularizedATClassifier
+from .self_training import RobustSelfTrainingClassifier as RobustSelfTrainingClassifier
+from .spat import SPATClassifier as SPATClassifier
+from .standard import StandardClassifier as StandardClassifier
+from .supcon import SupervisedContrastiveClassifier as SupervisedContrastiveClassifier
+from .trades import TRADESClassifier as TRADESClassifier
+from .udr import UDRAWPClassifier as UDRAWPClassifier
+from .udr import UDRMARTClassifier as UDRMARTClassifier
+from .udr import UDRPGDClassifier as UDRPGDClassifier
+from .udr import UDRTRADESClassifier as UDRTRADESClassifier
+from .wrm import WRMClassifier as WRMClassifier
 
-__all__ = [
-    "ADRClassifier",
-    "ALPClassifier",
-    "ASCLClassifier",
-    "AdversarialFineTuneClassifier",
-    "AdversarialRegularizationClassifier",
-    "BaseDefense",
-    "CurriculumATClassifier",
-    "DynamicATClassifier",
-    "FATClassifier",
-    "FGSMATClassifier",
-    "FastATClassifier",
-    "FeatureScatterClassifier",
-    "FreeATClassifier",
-    "GAIRATClassifier",
-    "MAILClassifier",
-    "MARTClassifier",
-    "MMCClassifier",
-    "MixedATClassifier",
-    "PGDATClassifier",
-    "PretrainTuneClassifier",
-    "RegularizedATClassifier",
-    "RobustSelfTrainingClassifier",
-    "SPATClassifier",
-    "StandardClassifier",
-    "SupervisedContrastiveClassifier",
-    "TRADESClassifier",
-    "UDRAWPClassifier",
-    "UDRMARTClassifier",
-    "UDRPGDClassifier",
-    "UDRTRADESClassifier",
-    "WRMClassifier",
-    "dra_grid",
-    "spat_component_grid",
-    "spat_sensitivity_grid",
-    "trade_off_grid",
-]
+__all__ = _public_names(globals())

@@ -6,8 +6,7 @@ import numbers
 
 from torch import Tensor
 
-from ..attacks.base import check_choice
-from ..attacks.gradient import check_length
+from .._validation import check_choice, check_length
 from ..attacks.objectives import REVERSE_KL
 from ..losses import entropy, global_compactness, kl_divergence, local_compactness
 from ..models import get_layer

@@ -5,9 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._validation import check_choice, check_length
 from ..attacks import PGD, Objective
-from ..attacks.base import check_choice
-from ..attacks.gradient import check_length
 from ..losses import prediction_distance
 from .base import BaseDefense
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attacks._noise import SampleNoise
-from ..attacks.base import check_choice
-from ..attacks.gradient import check_length
+from .._validation import check_choice, check_length
+from ..attacks.noise import SampleNoise
 from ..losses import contrastive_loss, contrastive_selection, kl_divergence
 from ..models import forward_with_features, get_classifier, get_layer, make_projection
 from ._records import EpochMeans

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attacks._noise import SampleNoise
-from ..attacks.base import check_count
-from ..attacks.gradient import check_length
+from .._validation import check_count, check_length
+from ..attacks.noise import SampleNoise
 from .base import BaseDefense
 
 

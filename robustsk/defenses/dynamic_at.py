@@ -6,8 +6,8 @@ import numbers
 
 from torch import Tensor
 
+from .._validation import check_length
 from ..attacks import DynamicPGD
-from ..attacks.gradient import check_length
 from .pgd_at import PGDATClassifier
 
 

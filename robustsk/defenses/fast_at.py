@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..attacks._noise import SampleNoise
-from ..attacks.gradient import BaseGradientAttack, check_length
-from ..attacks.threat import _column, check_norm
+from .._tensors import column
+from .._validation import check_length
+from ..attacks.gradient.base import BaseGradientAttack
+from ..attacks.noise import SampleNoise
+from ..attacks.threat import check_norm
 from ..training.overfitting import CatastrophicOverfittingStop
 from .base import BaseDefense
 
@@ -222,14 +224,14 @@ class _SingleStep(BaseGradientAttack):
         ball, z = batch.ball, batch.x
         if self.noise:
             drawn = ball.draw(batch.noise, 0)
-            z = ball.clamp(z + self.noise * ball.radius * ball._to_data(drawn))
+            z = ball.clamp(z + self.noise * ball.radius * ball.to_data(drawn))
         _, _, gradient = batch.value_and_gradient(z)
         n_small = int(self.quantile * gradient[0].numel())
         if n_small:
             size = gradient.flatten(1).abs()
             cut = size.kthvalue(n_small, dim=1).values
-            gradient = torch.where(gradient.abs() > _column(cut, gradient), gradient, 0.0)
+            gradient = torch.where(gradient.abs() > column(cut, gradient), gradient, 0.0)
         size = self.alpha * ball.radius
         if self.projected:
             return ball.ascend(z, gradient, size)
-        return ball.clamp(z + size * ball._to_data(gradient.sign()))
+        return ball.clamp(z + size * ball.to_data(gradient.sign()))

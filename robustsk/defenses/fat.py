@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._validation import check_choice, check_length
 from ..attacks import FriendlyPGD
-from ..attacks.base import check_choice
-from ..attacks.gradient import check_length
-from ._schedule import at_epoch, scaled
+from ..training._schedule import at_epoch, scaled
 from .base import BaseDefense
 from .mart import MARTClassifier
 from .pgd_at import PGDATClassifier

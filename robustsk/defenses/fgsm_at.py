@@ -6,8 +6,8 @@ import numbers
 
 from torch import Tensor
 
+from .._validation import check_choice
 from ..attacks import BIM, FGSM
-from ..attacks.base import check_choice
 from .base import BaseDefense
 
 

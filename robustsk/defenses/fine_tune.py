@@ -9,13 +9,12 @@ import torch
 from skorch import NeuralNet
 from torch import Tensor
 
+from .._validation import check_choice, check_length
 from ..attacks import DRA, PGD
-from ..attacks.base import check_choice
-from ..attacks.dra import DEFAULT_MEAN
-from ..attacks.gradient import check_length
+from ..attacks.gradient.dra import DEFAULT_MEAN
 from ..attacks.threat import check_eps, check_norm
+from ..training._data import Crafted
 from ..training._weights import copy_of_state
-from ._data import Crafted
 from .base import BaseDefense
 from .standard import standard_version
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attacks.base import check_count
+from .._validation import check_count
 from ..attacks.threat import Ball
-from ._data import Crafted
+from ..training._data import Crafted
 from .base import BaseDefense
 
 

@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from .._validation import check_choice, check_length
 from ..attacks import FriendlyPGD, GeometryAwarePGD, Objective
-from ..attacks.base import check_choice
-from ..attacks.gradient import check_length
 from ..attacks.objectives import resolve_objective
 from ..losses import geometry_weights, kl_divergence
-from ._schedule import at_epoch, check_begin, scaled
+from ..training._schedule import at_epoch, check_begin, scaled
 from .base import BaseDefense
 from .fat import follow_tau
 

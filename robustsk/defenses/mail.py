@@ -7,10 +7,10 @@ import numbers
 import numpy as np
 from torch import Tensor
 
+from .._validation import check_length
 from ..attacks import PGD
-from ..attacks.gradient import check_length
 from ..losses import margin_weights, probability_margin
-from ._schedule import check_begin, scaled
+from ..training._schedule import check_begin, scaled
 from .base import BaseDefense
 
 

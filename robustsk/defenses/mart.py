@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .._validation import check_length
 from ..attacks import PGD
-from ..attacks.gradient import check_length
 from ..losses import boosted_cross_entropy, mart_loss
 from .base import BaseDefense
 

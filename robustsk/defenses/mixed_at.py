@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attacks.gradient import check_length
+from .._validation import check_length
 from .base import BaseDefense
 
 

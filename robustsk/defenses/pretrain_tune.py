@@ -18,7 +18,8 @@ from skorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Subset
 
-from .._containers import check_labels, dataset_labels, is_dataset, sample_of
+from .._containers import dataset_labels, is_dataset, sample_of
+from .._validation import check_labels
 from ..attacks import BaseAttack
 from ..models import CosineLinear, get_classifier, replace_classifier
 from ..training._weights import copy_of_state

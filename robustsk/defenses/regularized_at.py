@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._validation import check_length
 from ..attacks import Objective
-from ..attacks.gradient import check_length
 from .base import BaseDefense
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler, Subset
 
-from .._containers import check_labels, is_dataset
+from .._containers import is_dataset
+from .._validation import check_labels, check_length
 from ..attacks.base import BaseAttack
-from ..attacks.gradient import check_length
-from ._data import Samples
+from ..training._data import Samples
 from .standard import standard_version
 from .trades import TRADESClassifier
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._validation import check_choice
 from ..attacks import PGD, Objective
-from ..attacks.base import check_choice
 from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
 from ..models import CosineLinear, get_classifier, replace_classifier
 from .base import BaseDefense

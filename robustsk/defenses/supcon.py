@@ -7,12 +7,13 @@ import numbers
 import torch
 from torch import Tensor
 
+from .._shared import temporarily
+from .._validation import check_length
 from ..attacks import BaseAttack
-from ..attacks.gradient import check_length
 from ..losses import contrastive_selection
 from ..models import get_classifier
 from .ascl import build_projection, check_contrast, contrast, sample_ids
-from .base import BaseDefense, _temporary
+from .base import BaseDefense
 
 
 class SupervisedContrastiveClassifier(BaseDefense):
@@ -141,7 +142,7 @@ class SupervisedContrastiveClassifier(BaseDefense):
 
     def _receive(self, batch):
         # the views are made in `craft`, each by itself
-        with _temporary(self, augmentation_=None):
+        with temporarily(self, augmentation_=None):
             return super()._receive(batch)
 
     def craft(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

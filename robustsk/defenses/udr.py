@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attacks.base import check_choice
+from .._validation import check_choice
+from ..attacks.gradient.udr import UDRAdversary
 from ..attacks.objectives import REVERSE_KL
 from ..losses import kl_divergence, mart_loss
-from ..training.udr import UDRAdversary
 from ..training.weight_perturbation import AWP
 from .mart import MARTClassifier
 from .mixed_at import MixedATClassifier

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..training.wrm import WRMAdversary, check_gamma
+from ..attacks.gradient.wrm import WRMAdversary, check_gamma
 from .pgd_at import PGDATClassifier
 
 

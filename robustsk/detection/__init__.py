@@ -1,5 +1,6 @@
 """Detectors of adversarial examples, in the manner of scikit-learn's outlier detectors."""
 
-from ._entropy import EntropyDetector
+from .._shared import public_names as _public_names
+from ._entropy import EntropyDetector as EntropyDetector
 
-__all__ = ["EntropyDetector"]
+__all__ = _public_names(globals())

@@ -11,7 +11,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._containers import FLOATS, check_sample_shape, dataset_labels, is_dataset, to_array
+from .._containers import FLOATS, dataset_labels, is_dataset, to_array
+from .._validation import check_sample_shape
 from ..ensembles import EnsembleCCE
 
 

@@ -1,21 +1,13 @@
 """Defences made of several networks."""
 
-from .adp import EnsembleADP
-from .at import EnsembleAT
-from .base import MeanEnsemble
-from .cce import EnsembleCCE
-from .dverge import EnsembleDVERGE
-from .gal import EnsembleGAL
-from .static_at import StaticEnsembleATClassifier
-from .trs import EnsembleTRS
+from .._shared import public_names as _public_names
+from .adp import EnsembleADP as EnsembleADP
+from .at import EnsembleAT as EnsembleAT
+from .base import MeanEnsemble as MeanEnsemble
+from .cce import EnsembleCCE as EnsembleCCE
+from .dverge import EnsembleDVERGE as EnsembleDVERGE
+from .gal import EnsembleGAL as EnsembleGAL
+from .static_at import StaticEnsembleATClassifier as StaticEnsembleATClassifier
+from .trs import EnsembleTRS as EnsembleTRS
 
-__all__ = [
-    "EnsembleADP",
-    "EnsembleAT",
-    "EnsembleCCE",
-    "EnsembleDVERGE",
-    "EnsembleGAL",
-    "EnsembleTRS",
-    "MeanEnsemble",
-    "StaticEnsembleATClassifier",
-]
+__all__ = _public_names(globals())

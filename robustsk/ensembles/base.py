@@ -13,11 +13,13 @@ from sklearn.utils.validation import check_is_fitted
 from skorch import NeuralNet
 from torch import Tensor, nn
 
-from ..attacks.base import check_count
-from ..attacks.targets import _Member, as_victim, join_bounds, two_logits
-from ..defenses.base import BaseDefense, _temporary
+from .._shared import temporarily
+from .._validation import check_count
+from ..defenses.base import BaseDefense
 from ..defenses.standard import StandardClassifier, standard_version
 from ..losses import ensemble_logits
+from ..victims.ensemble import MeanEnsemble, Member, join_bounds
+from ..victims.resolve import as_victim
 
 #: What an ensemble knows of its data and tells its members.
 _FACTS = (
@@ -29,31 +31,6 @@ _FACTS = (
     "clip_bounds_",
     "_float64",
 )
-
-
-class MeanEnsemble(nn.Module):
-    """Members whose probabilities are averaged.
-
-    Returns the logarithm of the mean probability, computed from logits
-    without ever leaving the logarithm.
-
-    Parameters
-    ----------
-    members : list of torch.nn.Module
-        Each returns logits of shape (n, n_classes).
-    """
-
-    def __init__(self, members):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, x):
-        """Return log-probabilities of shape (n, n_classes)."""
-        return ensemble_logits([two_logits(member(x)) for member in self.members])
-
-    def get_members(self):
-        """Return the networks whose probabilities are averaged."""
-        return list(self.members)
 
 
 class BaseEnsemble(BaseDefense):
@@ -113,7 +90,7 @@ class BaseEnsemble(BaseDefense):
         tell_facts(self, clf)
         nested = {key: state.pop(key) for key in list(state) if key.startswith("module__")}
         # a copy of the member stands in for it until everything else is there
-        with _temporary(clf, module=member, compile=False):
+        with temporarily(clf, module=member, compile=False):
             clf.initialize()
         state.update(nested)
         clf.module_ = member
@@ -289,7 +266,7 @@ class BaseEnsemble(BaseDefense):
             # with nothing to translate, the network itself
             network = part.module_ if own and plain else victim.module
             if not alike or order != sorted(order):
-                network = _Member(network, victim.dtype, order)
+                network = Member(network, victim.dtype, order)
             networks.append(copy.deepcopy(network))
 
         clf = cls(networks, **{"n_members": len(networks), "classes": labels.tolist(), **params})

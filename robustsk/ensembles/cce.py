@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attacks.base import check_choice
-from ..attacks.gradient import check_length
+from .._validation import check_choice, check_length
 from ..losses import cce_loss
 from .base import BaseEnsemble
 

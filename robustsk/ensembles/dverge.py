@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._validation import check_count, check_length
 from ..attacks import MIM
-from ..attacks._noise import SampleNoise
-from ..attacks.base import check_count
-from ..attacks.gradient import check_length
+from ..attacks.noise import SampleNoise
 from ..attacks.objectives import Objective
 from ..losses import dverge_loss, feature_distance
 from ..models import forward_with_features

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attacks.gradient import check_length
+from .._validation import check_length
 from ..losses import gradient_alignment
 from .base import BaseEnsemble
 

@@ -6,12 +6,13 @@ import numpy as np
 from skorch import NeuralNet
 from torch import Tensor
 
+from .._validation import check_count, check_length
 from ..attacks import PGD
-from ..attacks.base import check_count
-from ..attacks.gradient import check_length
-from ..attacks.targets import _Member, as_victim
-from ..defenses.base import BaseDefense, _RawInput
+from ..defenses._prediction import RawInput
+from ..defenses.base import BaseDefense
 from ..defenses.standard import standard_version
+from ..victims.ensemble import Member
+from ..victims.resolve import as_victim
 from .base import another_start, column_order, tell_facts
 
 #: How many networks are trained where none are given.
@@ -106,7 +107,7 @@ class StaticEnsembleATClassifier(BaseDefense):
             order = column_order(victim.classes, self.classes_inferred_, f"sources[{i}]")
         tensor = next(self.module_.parameters(), None)
         victim = victim.to(None if tensor is None else tensor.device)
-        return _RawInput(_Member(victim.module, victim.dtype, order), self._sample_shape)
+        return RawInput(Member(victim.module, victim.dtype, order), self._sample_shape)
 
     def _train(self, samples, fresh):
         check_length(self.beta, "beta")

@@ -1,21 +1,13 @@
 """Displays in the manner of scikit-learn."""
 
-from ._gradient_cosines import GradientCosineDisplay
-from ._hard_class_pairs import HardClassPairAnalysis
-from ._min_norm import MinNormDisplay
-from ._robustness_curve import RobustnessCurveDisplay
-from ._secure_regions import SecureRegionsDisplay
-from ._task_trace import TaskTraceDisplay
-from ._training_curve import TrainingCurveDisplay
-from ._transferability import TransferabilityDisplay
+from .._shared import public_names as _public_names
+from ._gradient_cosines import GradientCosineDisplay as GradientCosineDisplay
+from ._hard_class_pairs import HardClassPairAnalysis as HardClassPairAnalysis
+from ._min_norm_display import MinNormDisplay as MinNormDisplay
+from ._robustness_curve import RobustnessCurveDisplay as RobustnessCurveDisplay
+from ._secure_regions import SecureRegionsDisplay as SecureRegionsDisplay
+from ._task_trace import TaskTraceDisplay as TaskTraceDisplay
+from ._training_curve import TrainingCurveDisplay as TrainingCurveDisplay
+from ._transferability import TransferabilityDisplay as TransferabilityDisplay
 
-__all__ = [
-    "GradientCosineDisplay",
-    "HardClassPairAnalysis",
-    "MinNormDisplay",
-    "RobustnessCurveDisplay",
-    "SecureRegionsDisplay",
-    "TaskTraceDisplay",
-    "TrainingCurveDisplay",
-    "TransferabilityDisplay",
-]
+__all__ = _public_names(globals())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..metrics import gradient_cosines
-from ._robustness_curve import _pyplot
+from ._plotting import pyplot
 from ._transferability import TransferabilityDisplay
 
 
@@ -91,7 +91,7 @@ class GradientCosineDisplay:
         >>> GradientCosineDisplay.from_cosines(cosines).names
         ('A', 'B')
         """
-        _pyplot(f"{cls.__name__}.from_cosines")
+        pyplot(f"{cls.__name__}.from_cosines")
         return cls(
             cosines.mean,
             std=cosines.std,
@@ -138,7 +138,7 @@ class GradientCosineDisplay:
         >>> disp.im_.get_array().shape
         (2, 2)
         """
-        _pyplot(f"{cls.__name__}.from_estimators")
+        pyplot(f"{cls.__name__}.from_estimators")
         cosines = gradient_cosines(estimators, X, y, objective=objective, batch_size=batch_size)
         return cls.from_cosines(cosines, ax=ax, **plot_kwargs)
 
@@ -180,7 +180,7 @@ class GradientCosineDisplay:
         GradientCosineDisplay
             The display itself, with its attributes set.
         """
-        _pyplot(f"{type(self).__name__}.plot")
+        pyplot(f"{type(self).__name__}.plot")
         mean = np.asarray(self.mean, dtype=float)
         if mean.ndim != 2 or mean.shape[0] != mean.shape[1]:
             raise ValueError(f"mean must have shape (n_models, n_models), got {mean.shape}.")

@@ -8,12 +8,13 @@ from scipy.stats import chisquare
 from torch.nn import functional as F
 
 from .._containers import chunks
-from ..attacks.base import encode_labels
-from ..attacks.targets import as_victim
+from .._validation import encode_labels
 from ..metrics import class_pair_shares
 from ..metrics._craft import check_samples, craft
 from ..models import forward_with_features, get_classifier
-from ._robustness_curve import _default_attack, _pyplot
+from ..victims.resolve import as_victim
+from ._plotting import pyplot
+from ._robustness_curve import default_attack
 from ._transferability import TransferabilityDisplay
 
 
@@ -109,7 +110,7 @@ class HardClassPairAnalysis:
         ValueError
             If the logits are not those of one last layer, as in an ensemble.
         """
-        attack = (_default_attack(estimator) if attack is None else attack)._resolved()
+        attack = (default_attack(estimator) if attack is None else attack)._resolved()
         if attack.target is not None:
             raise ValueError("The attack is targeted: where it goes says nothing about the model.")
         values, y_true = check_samples(X, y)
@@ -174,7 +175,7 @@ class HardClassPairAnalysis:
         TransferabilityDisplay
             The display, with the matrix drawn.
         """
-        _pyplot(f"{type(self).__name__}.plot")
+        pyplot(f"{type(self).__name__}.plot")
         if what not in ("confusion", "cosines"):
             raise ValueError(f"what must be 'confusion' or 'cosines', got {what!r}.")
         if what == "confusion":

@@ -10,12 +10,15 @@ from sklearn.utils import gen_even_slices
 from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._containers import check_floats, check_labels, dataset_labels, is_dataset, to_array
+from .._containers import check_floats, dataset_labels, is_dataset, to_array
+from .._validation import check_labels, learn_bounds
 from ..attacks import PGD
-from ..attacks.base import check_attack, learn_bounds, restrict_targets
-from ..attacks.targets import as_victim
+from ..attacks.base import check_attack
+from ..attacks.targeting import restrict_targets
 from ..attacks.threat import check_eps, check_norm
 from ..metrics import adversarial_outcome, clopper_pearson_interval
+from ..victims.resolve import as_victim
+from ._plotting import pyplot
 
 
 class RobustnessCurveDisplay:
@@ -165,8 +168,8 @@ class RobustnessCurveDisplay:
         >>> [text.get_text() for text in disp.ax_.get_legend().get_texts()]
         ['LogisticRegression', 'C=0.01']
         """
-        _pyplot(f"{cls.__name__}.from_estimator")
-        attack = _default_attack(estimator) if attack is None else attack
+        pyplot(f"{cls.__name__}.from_estimator")
+        attack = default_attack(estimator) if attack is None else attack
         check_attack(attack)
         attack = attack._resolved()
         clopper_pearson_interval(0, 1, confidence)  # complains before the work, not after it
@@ -262,7 +265,7 @@ class RobustnessCurveDisplay:
         >>> disp.accuracy.tolist()
         [0.75, 0.5]
         """
-        _pyplot(f"{cls.__name__}.from_predictions")
+        pyplot(f"{cls.__name__}.from_predictions")
         y_true = column_or_1d(check_labels(y_true))
         y_pred_adv = np.asarray(to_array(y_pred_adv))
         eps = _check_eps_range(eps, None, "eps")
@@ -313,7 +316,7 @@ class RobustnessCurveDisplay:
         RobustnessCurveDisplay
             The display itself, with its attributes set.
         """
-        plt = _pyplot(f"{type(self).__name__}.plot")
+        plt = pyplot(f"{type(self).__name__}.plot")
         if ax is None:
             _, ax = plt.subplots()
         name = self.estimator_name if name is None else name
@@ -339,23 +342,11 @@ class RobustnessCurveDisplay:
         return self
 
 
-def _pyplot(caller):
-    """Import matplotlib, which is optional, as late as possible."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            f"{caller} requires matplotlib. Install it with `pip install matplotlib`, or "
-            "`pip install robustsk[plot]`."
-        ) from error
-    return plt
-
-
 def _norm_name(norm):
     return f"l{check_norm(norm, (np.inf, 2.0, 1.0, 0.0)):g}"
 
 
-def _default_attack(estimator):
+def default_attack(estimator):
     estimator = getattr(estimator, "best_estimator_", estimator)
     if hasattr(estimator, "default_attack"):
         return estimator.default_attack()

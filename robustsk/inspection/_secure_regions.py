@@ -8,7 +8,7 @@ import numpy as np
 
 from ..metrics import secure_regions
 from ..metrics._craft import named
-from ._robustness_curve import _pyplot
+from ._plotting import pyplot
 
 #: With more patterns than that, those that never occur are not drawn.
 _MOST_BARS = 32
@@ -97,7 +97,7 @@ class SecureRegionsDisplay:
         >>> SecureRegionsDisplay.from_regions(regions, names=["A", "B"]).ax_.get_xlabel()
         'Right (1) or wrong (0): A, B'
         """
-        _pyplot(f"{cls.__name__}.from_regions")
+        pyplot(f"{cls.__name__}.from_regions")
         return cls(
             regions.frequency, ensemble_accuracy=regions.ensemble_accuracy, names=names
         ).plot(ax=ax, **plot_kwargs)
@@ -144,7 +144,7 @@ class SecureRegionsDisplay:
         >>> disp.names
         ['C=0.1', 'C=10']
         """
-        _pyplot(f"{cls.__name__}.from_estimators")
+        pyplot(f"{cls.__name__}.from_estimators")
         names, _ = named(members, "members")
         regions = secure_regions(members, X, y, attack, ensemble=ensemble)
         return cls.from_regions(regions, names=names, ax=ax, **plot_kwargs)
@@ -171,7 +171,7 @@ class SecureRegionsDisplay:
             The display itself, with its attributes set. Of more than 32
             patterns only those are drawn that occur.
         """
-        plt = _pyplot(f"{type(self).__name__}.plot")
+        plt = pyplot(f"{type(self).__name__}.plot")
         frequency = np.asarray(self.frequency, dtype=float)
         if frequency.ndim == 0 or frequency.shape != (2,) * frequency.ndim:
             raise ValueError(

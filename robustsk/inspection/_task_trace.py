@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._containers import to_array
-from ._robustness_curve import _pyplot
+from ._plotting import pyplot
 
 #: What can be drawn, with the label of its y-axis.
 _PANELS = {
@@ -128,7 +128,7 @@ class TaskTraceDisplay:
         >>> len(disp.lines_["achieved"]["all"].get_ydata())
         10
         """
-        _pyplot(f"{cls.__name__}.from_info")
+        pyplot(f"{cls.__name__}.from_info")
         keys = [*_PANELS, "norm"]
         missing = [f"trace_{key}" for key in keys if f"trace_{key}" not in info]
         if missing:
@@ -165,7 +165,7 @@ class TaskTraceDisplay:
         TaskTraceDisplay
             The display itself, with its attributes set.
         """
-        plt = _pyplot(f"{type(self).__name__}.plot")
+        plt = pyplot(f"{type(self).__name__}.plot")
         what = [what] if isinstance(what, str) else list(what)
         if not what or not set(what) <= set(_PANELS):
             raise ValueError(f"what must be one or several of {tuple(_PANELS)}, got {what!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.exceptions import NotFittedError
 
-from ._robustness_curve import _pyplot
+from ._plotting import pyplot
 
 
 class TrainingCurveDisplay:
@@ -111,7 +111,7 @@ class TrainingCurveDisplay:
         TrainingCurveDisplay
             The display itself, with its attributes set.
         """
-        plt = _pyplot(f"{type(self).__name__}.plot")
+        plt = pyplot(f"{type(self).__name__}.plot")
         if ax is None:
             _, ax = plt.subplots()
         self.lines_ = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils.validation import column_or_1d
 
-from .._containers import check_labels, to_array
+from .._containers import to_array
+from .._validation import check_labels
 from ..metrics import transferability_matrix
 from ..metrics._craft import named
-from ._robustness_curve import _pyplot
+from ._plotting import pyplot
 
 
 class TransferabilityDisplay:
@@ -121,7 +122,7 @@ class TransferabilityDisplay:
         >>> disp.matrix.shape
         (1, 2)
         """
-        _pyplot(f"{cls.__name__}.from_estimators")
+        pyplot(f"{cls.__name__}.from_estimators")
         target_names, _ = named(estimators, "estimators")
         source_names = target_names if sources is None else named(sources, "sources")[0]
         matrix = transferability_matrix(
@@ -174,7 +175,7 @@ class TransferabilityDisplay:
         >>> TransferabilityDisplay.from_predictions([0, 1], y_pred).matrix.tolist()
         [[0.5, 1.0], [1.0, 0.0]]
         """
-        _pyplot(f"{cls.__name__}.from_predictions")
+        pyplot(f"{cls.__name__}.from_predictions")
         if metric not in ("accuracy", "success"):
             raise ValueError(f"metric must be 'accuracy' or 'success', got {metric!r}.")
         y_true = column_or_1d(check_labels(y_true))
@@ -227,7 +228,7 @@ class TransferabilityDisplay:
         TransferabilityDisplay
             The display itself, with its attributes set.
         """
-        plt = _pyplot(f"{type(self).__name__}.plot")
+        plt = pyplot(f"{type(self).__name__}.plot")
         matrix = np.asarray(self.matrix, dtype=float)
         if matrix.ndim != 2:
             raise ValueError(f"matrix must have shape (n_sources, n_targets), got {matrix.shape}.")

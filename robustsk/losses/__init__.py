@@ -5,95 +5,52 @@ shape ``(n_samples,)``. Reduction is left to the caller, because attacks need th
 samples do not influence one another) and estimators the possibly weighted mean.
 """
 
-from robustsk.losses.adp import adp_loss, adp_regularizer, log_det_diversity
-from robustsk.losses.adversarial_regularization import (
-    adversarial_regularization_loss,
-    prediction_distance,
+from .._shared import public_names as _public_names
+from .adp import adp_loss as adp_loss
+from .adp import adp_regularizer as adp_regularizer
+from .adp import log_det_diversity as log_det_diversity
+from .adversarial_regularization import (
+    adversarial_regularization_loss as adversarial_regularization_loss,
 )
-from robustsk.losses.alp import logit_pairing
-from robustsk.losses.cce import cce_loss, cce_member_loss, ensemble_logits
-from robustsk.losses.classification import (
-    dlr,
-    dlr_targeted,
-    entropy,
-    kl_divergence,
-    kl_terms,
-    margin,
-)
-from robustsk.losses.compactness import global_compactness, local_compactness
-from robustsk.losses.contrastive import (
-    contrastive_loss,
-    contrastive_selection,
-    info_nce,
-    nt_xent,
-    supervised_contrastive,
-    triplet_loss,
-)
-from robustsk.losses.dverge import dverge_loss, feature_distance
-from robustsk.losses.gairat import geometry_weights
-from robustsk.losses.gal import gradient_alignment
-from robustsk.losses.mail import margin_weights, probability_margin
-from robustsk.losses.mart import boosted_cross_entropy, mart_loss
-from robustsk.losses.mmc import mmc_loss
-from robustsk.losses.spat import (
-    inconsistency,
-    self_paced_consistency,
-    self_paced_gates,
-    self_paced_loss,
-    spat_loss,
-)
-from robustsk.losses.trades import trades_loss
-from robustsk.losses.trs import gradient_magnitude, gradient_similarity
-from robustsk.losses.wasserstein import (
-    smoothed_cost,
-    transport_cost,
-    transport_cost_gradient,
-    truncated_cost,
-)
+from .adversarial_regularization import prediction_distance as prediction_distance
+from .alp import logit_pairing as logit_pairing
+from .cce import cce_loss as cce_loss
+from .cce import cce_member_loss as cce_member_loss
+from .cce import ensemble_logits as ensemble_logits
+from .classification import dlr as dlr
+from .classification import dlr_targeted as dlr_targeted
+from .classification import entropy as entropy
+from .classification import kl_divergence as kl_divergence
+from .classification import kl_terms as kl_terms
+from .classification import margin as margin
+from .compactness import global_compactness as global_compactness
+from .compactness import local_compactness as local_compactness
+from .contrastive import contrastive_loss as contrastive_loss
+from .contrastive import contrastive_selection as contrastive_selection
+from .contrastive import info_nce as info_nce
+from .contrastive import nt_xent as nt_xent
+from .contrastive import supervised_contrastive as supervised_contrastive
+from .contrastive import triplet_loss as triplet_loss
+from .dverge import dverge_loss as dverge_loss
+from .dverge import feature_distance as feature_distance
+from .gairat import geometry_weights as geometry_weights
+from .gal import gradient_alignment as gradient_alignment
+from .mail import margin_weights as margin_weights
+from .mail import probability_margin as probability_margin
+from .mart import boosted_cross_entropy as boosted_cross_entropy
+from .mart import mart_loss as mart_loss
+from .mmc import mmc_loss as mmc_loss
+from .spat import inconsistency as inconsistency
+from .spat import self_paced_consistency as self_paced_consistency
+from .spat import self_paced_gates as self_paced_gates
+from .spat import self_paced_loss as self_paced_loss
+from .spat import spat_loss as spat_loss
+from .trades import trades_loss as trades_loss
+from .trs import gradient_magnitude as gradient_magnitude
+from .trs import gradient_similarity as gradient_similarity
+from .wasserstein import smoothed_cost as smoothed_cost
+from .wasserstein import transport_cost as transport_cost
+from .wasserstein import transport_cost_gradient as transport_cost_gradient
+from .wasserstein import truncated_cost as truncated_cost
 
-__all__ = [
-    "adp_loss",
-    "adp_regularizer",
-    "adversarial_regularization_loss",
-    "boosted_cross_entropy",
-    "cce_loss",
-    "cce_member_loss",
-    "contrastive_loss",
-    "contrastive_selection",
-    "dlr",
-    "dlr_targeted",
-    "dverge_loss",
-    "ensemble_logits",
-    "entropy",
-    "feature_distance",
-    "geometry_weights",
-    "global_compactness",
-    "gradient_alignment",
-    "gradient_magnitude",
-    "gradient_similarity",
-    "inconsistency",
-    "info_nce",
-    "kl_divergence",
-    "kl_terms",
-    "local_compactness",
-    "log_det_diversity",
-    "logit_pairing",
-    "margin",
-    "margin_weights",
-    "mart_loss",
-    "mmc_loss",
-    "nt_xent",
-    "prediction_distance",
-    "probability_margin",
-    "self_paced_consistency",
-    "self_paced_gates",
-    "self_paced_loss",
-    "smoothed_cost",
-    "spat_loss",
-    "supervised_contrastive",
-    "trades_loss",
-    "transport_cost",
-    "transport_cost_gradient",
-    "triplet_loss",
-    "truncated_cost",
-]
+__all__ = _public_names(globals())

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from robustsk.losses.cce import ensemble_logits
-from robustsk.losses.classification import entropy, per_sample_ce
+from .cce import ensemble_logits
+from .classification import entropy, per_sample_ce
 
 
 def log_det_diversity(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from robustsk.losses.classification import kl_divergence
+from .classification import kl_divergence
 
 _DIRECTIONS = ("nat_to_adv", "adv_to_nat", "symmetric", "tv")
 

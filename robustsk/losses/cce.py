@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from robustsk.losses.classification import entropy, per_sample_ce
+from .classification import entropy, per_sample_ce
 
 _INDICATORS = ("soft", "hard")
 

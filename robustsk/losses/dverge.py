@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from robustsk.losses.classification import per_sample_ce
+from .classification import per_sample_ce
 
 
 def feature_distance(features: Tensor, target: Tensor) -> Tensor:

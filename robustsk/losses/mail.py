@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from robustsk.losses.classification import margin
-from robustsk.losses.gairat import mean_one
+from .classification import margin
+from .gairat import mean_one
 
 
 def probability_margin(logits: Tensor, y: Tensor) -> Tensor:

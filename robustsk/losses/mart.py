@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from robustsk.losses.classification import kl_divergence, per_sample_ce
+from .classification import kl_divergence, per_sample_ce
 
 
 def boosted_cross_entropy(

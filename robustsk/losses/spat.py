@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from robustsk.losses.classification import kl_terms
+from .classification import kl_terms
 
 _FORMS = ("literal", "shifted")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustsk.losses.gal import pair_cosines
+from .gal import pair_cosines
 
 
 def gradient_similarity(gradients: Tensor) -> Tensor:

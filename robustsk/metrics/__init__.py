@@ -1,101 +1,67 @@
 """How robust is it, and how sure is that."""
 
-from ._class_pairs import class_pair_gradients, class_pair_shares
-from ._distances import (
-    PerturbationSize,
-    half_accuracy_eps,
-    mean_perturbation,
-    perturbation_norm,
-    r_separation,
-)
-from ._divergence import (
-    RelativeDivergence,
-    latent_divergence,
-    local_lipschitz,
-    relative_divergence,
-)
-from ._losses import natural_loss, robust_loss
-from ._profile import (
-    GeneralizationGap,
-    PerturbationProfile,
-    adversary_profile,
-    generalization_gap,
-    perturbation_profile,
-)
-from ._red_flags import RedFlag, red_flags
-from ._report import ReportRow, RobustnessReport, robustness_report
-from ._scores import (
-    AdversarialOutcome,
-    RobustAccuracy,
-    adversarial_outcome,
-    attack_success_rate,
-    clopper_pearson_interval,
-    robust_accuracy,
-    score_adversarial,
-)
-from ._selection import AdversarialScorer, MostRobust, make_adversarial_scorer
-from ._strength import MatchedStrength, match_attack_strength
-from ._tasks import TaskSuccess, joint_success_rates, success_rates
-from ._transfer import (
-    GradientCosines,
-    SecureRegions,
-    gradient_cosines,
-    secure_regions,
-    transferability_matrix,
-)
-from ._wasserstein import (
-    WassersteinDual,
-    sinkhorn_distance,
-    wasserstein_dual,
-    wrm_certificate,
-)
+import sys
+import typing
 
-__all__ = [
-    "AdversarialOutcome",
-    "AdversarialScorer",
-    "GeneralizationGap",
-    "GradientCosines",
-    "MatchedStrength",
-    "MostRobust",
-    "PerturbationProfile",
-    "PerturbationSize",
-    "RedFlag",
-    "RelativeDivergence",
-    "ReportRow",
-    "RobustAccuracy",
-    "RobustnessReport",
-    "SecureRegions",
-    "TaskSuccess",
-    "WassersteinDual",
-    "adversarial_outcome",
-    "adversary_profile",
-    "attack_success_rate",
-    "class_pair_gradients",
-    "class_pair_shares",
-    "clopper_pearson_interval",
-    "generalization_gap",
-    "gradient_cosines",
-    "half_accuracy_eps",
-    "joint_success_rates",
-    "latent_divergence",
-    "local_lipschitz",
-    "make_adversarial_scorer",
-    "match_attack_strength",
-    "mean_perturbation",
-    "natural_loss",
-    "perturbation_norm",
-    "perturbation_profile",
-    "r_separation",
-    "red_flags",
-    "relative_divergence",
-    "robust_accuracy",
-    "robust_loss",
-    "robustness_report",
-    "score_adversarial",
-    "secure_regions",
-    "sinkhorn_distance",
-    "success_rates",
-    "transferability_matrix",
-    "wasserstein_dual",
-    "wrm_certificate",
-]
+from .._shared import public_names as _public_names
+from ._class_pairs import class_pair_gradients as class_pair_gradients
+from ._class_pairs import class_pair_shares as class_pair_shares
+from ._distances import PerturbationSize as PerturbationSize
+from ._distances import half_accuracy_eps as half_accuracy_eps
+from ._distances import mean_perturbation as mean_perturbation
+from ._distances import perturbation_norm as perturbation_norm
+from ._distances import r_separation as r_separation
+from ._divergence import RelativeDivergence as RelativeDivergence
+from ._divergence import latent_divergence as latent_divergence
+from ._divergence import local_lipschitz as local_lipschitz
+from ._divergence import relative_divergence as relative_divergence
+from ._losses import natural_loss as natural_loss
+from ._losses import robust_loss as robust_loss
+from ._profile import GeneralizationGap as GeneralizationGap
+from ._profile import PerturbationProfile as PerturbationProfile
+from ._profile import adversary_profile as adversary_profile
+from ._profile import generalization_gap as generalization_gap
+from ._profile import perturbation_profile as perturbation_profile
+from ._scores import AdversarialOutcome as AdversarialOutcome
+from ._scores import RobustAccuracy as RobustAccuracy
+from ._scores import adversarial_outcome as adversarial_outcome
+from ._scores import attack_success_rate as attack_success_rate
+from ._scores import clopper_pearson_interval as clopper_pearson_interval
+from ._scores import robust_accuracy as robust_accuracy
+from ._scores import score_adversarial as score_adversarial
+from ._selection import AdversarialScorer as AdversarialScorer
+from ._selection import MostRobust as MostRobust
+from ._selection import make_adversarial_scorer as make_adversarial_scorer
+from ._strength import MatchedStrength as MatchedStrength
+from ._strength import match_attack_strength as match_attack_strength
+from ._tasks import TaskSuccess as TaskSuccess
+from ._tasks import joint_success_rates as joint_success_rates
+from ._tasks import success_rates as success_rates
+from ._transfer import GradientCosines as GradientCosines
+from ._transfer import SecureRegions as SecureRegions
+from ._transfer import gradient_cosines as gradient_cosines
+from ._transfer import secure_regions as secure_regions
+from ._transfer import transferability_matrix as transferability_matrix
+from ._wasserstein import WassersteinDual as WassersteinDual
+from ._wasserstein import sinkhorn_distance as sinkhorn_distance
+from ._wasserstein import wasserstein_dual as wasserstein_dual
+from ._wasserstein import wrm_certificate as wrm_certificate
+
+#: They judge with the help of what lies above this floor, and can be found here all the same.
+_IN_EVALUATION = ("RedFlag", "ReportRow", "RobustnessReport", "red_flags", "robustness_report")
+
+if typing.TYPE_CHECKING:
+    RedFlag: typing.Any
+    ReportRow: typing.Any
+    RobustnessReport: typing.Any
+    red_flags: typing.Any
+    robustness_report: typing.Any
+else:
+
+    def __getattr__(name):
+        if name in _IN_EVALUATION:
+            return getattr(sys.modules[__name__.partition(".")[0]], name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = _public_names(globals())

@@ -11,8 +11,8 @@ from scipy.special import logsumexp
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from .._containers import to_array
-from ..attacks.base import encode_labels
-from ..attacks.targets import as_victim
+from .._validation import encode_labels
+from ..victims.resolve import as_victim
 from ._craft import check_samples
 
 

@@ -6,9 +6,12 @@ import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._containers import check_floats, check_labels, dataset_labels, is_dataset
-from ..attacks.base import encode_labels, learn_bounds, restrict_targets
-from ..attacks.targets import Victim, as_victim, join_victims, members_as_victims
+from .._containers import check_floats, dataset_labels, is_dataset
+from .._validation import check_labels, encode_labels, learn_bounds
+from ..attacks.targeting import restrict_targets
+from ..victims.ensemble import join_victims
+from ..victims.resolve import as_victim, members_as_victims
+from ..victims.victim import Victim
 
 
 def check_samples(X, y):

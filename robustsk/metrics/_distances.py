@@ -13,13 +13,17 @@ from scipy.spatial.distance import cdist
 from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import check_consistent_length
 
+from .. import attacks
 from .._containers import to_array
+from .._shared import public_classes
+from .._validation import encode_labels
 from ..attacks import BaseAttack
-from ..attacks.base import check_attack, encode_labels, restrict_targets
-from ..attacks.targets import as_victim
+from ..attacks.base import check_attack
+from ..attacks.targeting import restrict_targets
 from ..attacks.threat import check_eps, check_norm
+from ..victims.resolve import as_victim
 from ._craft import check_samples, craft, valid_range
-from ._scores import _predict
+from ._scores import predicted_index
 
 _NORMS = (np.inf, 2.0, 1.0, 0.0)
 
@@ -212,23 +216,22 @@ def _closest(estimator, values, y_true, attack, X):
         )
     victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
     encode_labels(y_true, victim.learn_classes(values), "y")
-    correct = _predict(estimator, victim, values, X) == y_true
+    correct = predicted_index(estimator, victim, values, X) == y_true
     distance = np.zeros(len(values))
     if correct.any():
         X_adv, info = craft(attack, victim, values, y_true, X, rows=correct)
         if "distance" in info:
             distance[correct] = info["distance"]
         else:
-            fooled = _predict(estimator, victim, X_adv, X) != y_true[correct]
+            fooled = predicted_index(estimator, victim, X_adv, X) != y_true[correct]
             moved = perturbation_norm(X_adv, values[correct], attack.norm)
             distance[correct] = np.where(fooled, moved, np.inf)
     return correct, distance
 
 
 def _minimal_attacks():
-    from .._discovery import all_attacks
-
-    return ", ".join(cls.__name__ for cls in all_attacks() if cls.minimal is True)
+    found = public_classes(attacks, BaseAttack)
+    return ", ".join(cls.__name__ for cls in found if cls.minimal is True)
 
 
 def half_accuracy_eps(
@@ -321,7 +324,7 @@ def half_accuracy_eps(
     else:
         victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
         encode_labels(y_true, victim.learn_classes(values), "y")
-        correct = _predict(estimator, victim, values, X) == y_true
+        correct = predicted_index(estimator, victim, values, X) == y_true
     if not correct.any():
         warnings.warn(
             "No sample is classified correctly without an attack: there is no accuracy to lose.",
@@ -354,7 +357,7 @@ def _bisect(estimator, values, y_true, attack, X, victim, correct, allowed, max_
             X_adv = restrict_targets(attack._with(eps=size * shape), left).run(
                 values[left], y_true[left], victim, bounds=bounds, keep="first", original=X
             )
-            broken_at[left[_predict(estimator, victim, X_adv, X) != y_true[left]]] = size
+            broken_at[left[predicted_index(estimator, victim, X_adv, X) != y_true[left]]] = size
         return np.count_nonzero(broken_at > size)
 
     start = largest or check_eps(None, norm, values.shape[1:])

@@ -12,12 +12,14 @@ from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import check_floats, check_labels, to_array
+from .._containers import check_floats, to_array
+from .._tensors import column
+from .._validation import check_count, check_labels, learn_bounds
 from ..attacks import PGD, BaseAttack
-from ..attacks.base import check_attack, check_count, learn_bounds
-from ..attacks.targets import as_victim
-from ..attacks.threat import _column, check_norm
+from ..attacks.base import check_attack
+from ..attacks.threat import check_norm
 from ..models import get_classifier, get_layer
+from ..victims.resolve import as_victim
 from ._craft import check_samples, combined_victim, craft
 
 _MEMBERS = ("both", "adv", "clean")
@@ -418,7 +420,7 @@ class _SlopeAscent(PGD):
                     # no gradient leads away from the sample, where clipping can put a start
                     stream = 10_000 + run * (n_steps + 1) + step
                     fresh = batch.ball.random_start("uniform", batch.noise, stream, 0.0)
-                    z = torch.where(_column(near, z), fresh, z)
+                    z = torch.where(column(near, z), fresh, z)
         batch.info["slope"] = best
         return batch.x.clone()
 

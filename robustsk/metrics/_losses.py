@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from .._validation import encode_labels
 from ..attacks import BaseAttack
-from ..attacks.base import check_attack, encode_labels
+from ..attacks.base import check_attack
 from ..attacks.objectives import resolve_objective
-from ..attacks.targets import as_victim
+from ..victims.resolve import as_victim
 from ._craft import check_samples, combined_victim, craft
 
 

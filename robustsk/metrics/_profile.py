@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from .._containers import check_floats
+from .._validation import encode_labels
 from ..attacks import BaseAttack
-from ..attacks.base import check_attack, encode_labels
-from ..attacks.targets import as_victim
+from ..attacks.base import check_attack
 from ..attacks.threat import check_eps, check_norm
+from ..victims.resolve import as_victim
 from ._craft import check_samples
 from ._scores import adversarial_outcome
 

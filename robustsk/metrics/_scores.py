@@ -14,19 +14,13 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import (
-    Batches,
-    check_labels,
-    check_rows,
-    chunks,
-    copy_of,
-    dataset_labels,
-    is_dataset,
-    take,
-)
+from .._containers import Batches, check_rows, chunks, copy_of, dataset_labels, is_dataset, take
+from .._validation import check_labels, encode_labels
 from ..attacks import AutoAttack, BaseAttack
-from ..attacks.base import check_attack, encode_labels, restrict_targets
-from ..attacks.targets import Victim, as_victim
+from ..attacks.base import check_attack
+from ..attacks.targeting import check_target, restrict_targets
+from ..victims.resolve import as_victim
+from ..victims.victim import Victim
 from ._craft import valid_range
 
 
@@ -120,8 +114,8 @@ def _outcome(estimator, X, y, attack, keep_samples=True):
     batches = Batches(attack._n_at_a_time(values, victim))
     attack = attack._with(_batches=batches)
     encode_labels(y_true, victim.learn_classes(values), "y")
-    attack._check_target(values, y_true, victim)
-    y_pred = _predict(estimator, victim, values, X, batches)
+    check_target(attack, values, y_true, victim)
+    y_pred = predicted_index(estimator, victim, values, X, batches)
     bounds = valid_range(attack, victim, values)
     correct = np.flatnonzero(y_pred == y_true)
     X_adv = copy_of(values) if keep_samples else None
@@ -145,7 +139,7 @@ def _outcome(estimator, X, y, attack, keep_samples=True):
         )
         n_forward += victim.calls.forward - before.forward
         n_backward += victim.calls.backward - before.backward
-        y_pred_adv[rows] = _predict(estimator, victim, found, X, batches)
+        y_pred_adv[rows] = predicted_index(estimator, victim, found, X, batches)
         if keep_samples:
             X_adv[rows] = found
             for name, values_of in reported.items():
@@ -157,7 +151,7 @@ def _outcome(estimator, X, y, attack, keep_samples=True):
     return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv, info, n_forward, n_backward)
 
 
-def _predict(estimator, victim, values, X, batches=None):
+def predicted_index(estimator, victim, values, X, batches=None):
     """Predict the labels of `values` as a user of `X` would."""
     if isinstance(estimator, FrozenEstimator):
         estimator = estimator.estimator

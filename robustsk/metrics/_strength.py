@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._validation import check_count
 from ..attacks import BaseAttack
-from ..attacks.base import check_attack, check_count
+from ..attacks.base import check_attack
 from ._scores import score_adversarial
 
 

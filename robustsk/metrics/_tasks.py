@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
 from ._craft import check_samples, combined_victim, craft, judges, named
-from ._scores import _predict
+from ._scores import predicted_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +223,7 @@ def joint_success_rates(
         for transform_name, function in zip(transform_names, functions, strict=True):
             judged = np.asarray(getattr(function, "transform", function)(examples))
             for model_name, model, victim in zip(model_names, models, judging, strict=True):
-                fooled.append(_predict(model, victim, judged, X) != y_true)
+                fooled.append(predicted_index(model, victim, judged, X) != y_true)
                 parts = [
                     name
                     for name, several in (

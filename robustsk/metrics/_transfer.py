@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from .._validation import check_count, encode_labels
 from ..attacks import BaseAttack
-from ..attacks.base import check_attack, check_count, encode_labels
+from ..attacks.base import check_attack
 from ..attacks.objectives import resolve_objective
-from ..attacks.targets import as_victim
+from ..victims.resolve import as_victim
 from ._craft import check_samples, combined_victim, craft, judges, named
-from ._scores import _predict
+from ._scores import predicted_index
 
 #: The patterns of more members than that are not worth a table.
 _MOST_MEMBERS = 16
@@ -127,7 +128,7 @@ def transferability_matrix(
 
 
 def _right(estimator, victim, values, y_true, X):
-    return _predict(estimator, victim, values, X) == y_true
+    return predicted_index(estimator, victim, values, X) == y_true
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,11 @@ from numpy.typing import ArrayLike
 from sklearn.exceptions import ConvergenceWarning
 
 from .._containers import check_floats
-from ..attacks.base import encode_labels
-from ..attacks.feature_scatter import transport_plan
+from .._validation import encode_labels
+from ..attacks.gradient.feature_scatter import transport_plan
+from ..attacks.gradient.wrm import WRMAdversary
 from ..attacks.objectives import resolve_objective
-from ..attacks.targets import as_victim
+from ..victims.resolve import as_victim
 from ._craft import check_samples
 
 
@@ -260,8 +261,6 @@ def wrm_certificate(
     >>> round(float(high - low), 3)  # gamma * rho
     0.25
     """
-    from ..training.wrm import WRMAdversary  # which has callbacks beside it that need this package
-
     values, y_true = check_samples(X, y)
     victim = as_victim(estimator)
     index = torch.from_numpy(encode_labels(y_true, victim.classes, "y")).to(victim.device)

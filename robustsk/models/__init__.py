@@ -11,78 +11,41 @@ function) into a module that fits the data. :func:`get_classifier`, :func:`repla
 and :func:`forward_with_features` work on any module that ends in a linear layer.
 """
 
-from robustsk.models.base import BaseNetwork, Normalize
-from robustsk.models.cnn import (
-    CCENet,
-    ConvNet2,
-    SmallCNN,
-    cce_cifar10,
-    cce_cifar100,
-    cce_mnist,
-)
-from robustsk.models.features import (
-    forward_with_features,
-    get_classifier,
-    get_layer,
-    replace_classifier,
-)
-from robustsk.models.heads import Head, HypersphereHead
-from robustsk.models.linear import (
-    CosineLinear,
-    MaxMahalanobisLinear,
-    max_mahalanobis_centers,
-)
-from robustsk.models.max_mahalanobis import MMCHead
-from robustsk.models.mlp import MLP
-from robustsk.models.projection import ProjectionHead, make_projection
-from robustsk.models.registry import MODELS, get_model, list_models, make_module
-from robustsk.models.resnet import (
-    PreActResNet,
-    ResNet,
-    WideResNet,
-    preact_resnet18,
-    resnet18,
-    resnet20,
-    resnet34,
-    resnet50,
-    wide_resnet_28_10,
-    wide_resnet_34_10,
-)
+from .._shared import public_names as _public_names
+from .base import BaseNetwork as BaseNetwork
+from .base import Normalize as Normalize
+from .cnn import CCENet as CCENet
+from .cnn import ConvNet2 as ConvNet2
+from .cnn import SmallCNN as SmallCNN
+from .cnn import cce_cifar10 as cce_cifar10
+from .cnn import cce_cifar100 as cce_cifar100
+from .cnn import cce_mnist as cce_mnist
+from .features import forward_with_features as forward_with_features
+from .features import get_classifier as get_classifier
+from .features import get_layer as get_layer
+from .features import replace_classifier as replace_classifier
+from .heads import Head as Head
+from .heads import HypersphereHead as HypersphereHead
+from .linear import CosineLinear as CosineLinear
+from .linear import MaxMahalanobisLinear as MaxMahalanobisLinear
+from .linear import max_mahalanobis_centers as max_mahalanobis_centers
+from .max_mahalanobis import MMCHead as MMCHead
+from .mlp import MLP as MLP
+from .projection import ProjectionHead as ProjectionHead
+from .projection import make_projection as make_projection
+from .registry import MODELS as MODELS
+from .registry import get_model as get_model
+from .registry import list_models as list_models
+from .registry import make_module as make_module
+from .resnet import PreActResNet as PreActResNet
+from .resnet import ResNet as ResNet
+from .resnet import WideResNet as WideResNet
+from .resnet import preact_resnet18 as preact_resnet18
+from .resnet import resnet18 as resnet18
+from .resnet import resnet20 as resnet20
+from .resnet import resnet34 as resnet34
+from .resnet import resnet50 as resnet50
+from .resnet import wide_resnet_28_10 as wide_resnet_28_10
+from .resnet import wide_resnet_34_10 as wide_resnet_34_10
 
-__all__ = [
-    "MLP",
-    "MODELS",
-    "BaseNetwork",
-    "CCENet",
-    "ConvNet2",
-    "CosineLinear",
-    "Head",
-    "HypersphereHead",
-    "MMCHead",
-    "MaxMahalanobisLinear",
-    "Normalize",
-    "PreActResNet",
-    "ProjectionHead",
-    "ResNet",
-    "SmallCNN",
-    "WideResNet",
-    "cce_cifar10",
-    "cce_cifar100",
-    "cce_mnist",
-    "forward_with_features",
-    "get_classifier",
-    "get_layer",
-    "get_model",
-    "list_models",
-    "make_module",
-    "make_projection",
-    "max_mahalanobis_centers",
-    "preact_resnet18",
-    "replace_classifier",
-    "resnet18",
-    "resnet20",
-    "resnet34",
-    "resnet50",
-    "wide_resnet_28_10",
-    "wide_resnet_34_10",
-]
+__all__ = _public_names(globals())

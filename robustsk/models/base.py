@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
-__all__ = ["BaseNetwork", "Normalize"]
+from .._validation import check_positive_int, check_probability
 
 
 class Normalize(nn.Module):
@@ -222,24 +222,6 @@ class BaseNetwork(nn.Module):
             f"{self.input_shape}, or flat with {math.prod(self.shape)} values. Images are "
             "channels-first, (c, h, w)."
         )
-
-
-def check_positive_int(value: int, name: str) -> int:
-    """Return value as an int, or say what is wrong with it."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}.")
-    return number
-
-
-def check_probability(value: float, name: str) -> float:
-    """Return value as a float in [0, 1), or say what is wrong with it."""
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is a probability in [0, 1), got {value!r}.")
-    return float(value)
 
 
 def check_input_shape(input_shape: Sequence[int]) -> tuple[int, ...]:

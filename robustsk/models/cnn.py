@@ -7,14 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from robustsk.models.base import (
-    BaseNetwork,
-    check_image_shape,
-    check_positive_int,
-    fully_connected,
-)
-
-__all__ = ["CCENet", "ConvNet2", "SmallCNN", "cce_cifar10", "cce_cifar100", "cce_mnist"]
+from .._validation import check_positive_int
+from .base import BaseNetwork, check_image_shape, fully_connected
 
 
 class _PlainCNN(BaseNetwork):

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustsk.models.linear import CosineLinear, MaxMahalanobisLinear
-
-__all__ = ["forward_with_features", "get_classifier", "get_layer", "replace_classifier"]
+from .linear import CosineLinear, MaxMahalanobisLinear
 
 
 def get_classifier(module: nn.Module) -> tuple[str, nn.Module]:

@@ -10,10 +10,8 @@ from sklearn.base import BaseEstimator
 from torch import nn
 from torch.nn.functional import one_hot
 
-from robustsk.models.features import get_classifier, replace_classifier
-from robustsk.models.linear import CosineLinear
-
-__all__ = ["Head", "HypersphereHead"]
+from .features import get_classifier, replace_classifier
+from .linear import CosineLinear
 
 
 class Head(BaseEstimator):

@@ -8,9 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustsk.models.base import check_positive_int
-
-__all__ = ["CosineLinear", "MaxMahalanobisLinear", "max_mahalanobis_centers"]
+from .._validation import check_positive_int
 
 
 class CosineLinear(nn.Module):

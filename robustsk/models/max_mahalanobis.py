@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from robustsk.models.features import get_classifier, replace_classifier
-from robustsk.models.heads import Head
-from robustsk.models.linear import (
-    MaxMahalanobisLinear,
-    max_mahalanobis_centers,
-    negative_distances,
-)
-
-__all__ = ["MMCHead"]
+from .features import get_classifier, replace_classifier
+from .heads import Head
+from .linear import MaxMahalanobisLinear, max_mahalanobis_centers, negative_distances
 
 
 class MMCHead(Head):

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from robustsk.models.base import BaseNetwork, fully_connected
-
-__all__ = ["MLP"]
+from .base import BaseNetwork, fully_connected
 
 
 class MLP(BaseNetwork):

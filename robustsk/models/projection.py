@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustsk.models.base import check_positive_int, fully_connected
-
-__all__ = ["ProjectionHead", "make_projection"]
+from .._validation import check_positive_int
+from .base import fully_connected
 
 _HIDDEN = {"linear": (), "mlp": (200,)}
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from robustsk.models.base import check_input_shape, check_positive_int
-from robustsk.models.cnn import ConvNet2, SmallCNN, cce_cifar10, cce_cifar100, cce_mnist
-from robustsk.models.mlp import MLP
-from robustsk.models.resnet import (
+from .._validation import check_positive_int
+from .base import check_input_shape
+from .cnn import ConvNet2, SmallCNN, cce_cifar10, cce_cifar100, cce_mnist
+from .mlp import MLP
+from .resnet import (
     preact_resnet18,
     resnet18,
     resnet20,
@@ -24,8 +25,6 @@ from robustsk.models.resnet import (
     wide_resnet_28_10,
     wide_resnet_34_10,
 )
-
-__all__ = ["MODELS", "get_model", "list_models", "make_module"]
 
 #: Constructors of the networks by name, each called as ``f(input_shape, n_classes, **params)``.
 MODELS: dict[str, Callable[..., nn.Module]] = {

@@ -8,25 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustsk.models.base import (
-    BaseNetwork,
-    check_image_shape,
-    check_positive_int,
-    check_probability,
-)
-
-__all__ = [
-    "PreActResNet",
-    "ResNet",
-    "WideResNet",
-    "preact_resnet18",
-    "resnet18",
-    "resnet20",
-    "resnet34",
-    "resnet50",
-    "wide_resnet_28_10",
-    "wide_resnet_34_10",
-]
+from .._validation import check_positive_int, check_probability
+from .base import BaseNetwork, check_image_shape
 
 
 def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:

@@ -1,31 +1,21 @@
 """What wraps a training step or watches it."""
 
-from .augmentation import Compose, Cutout, RandomCropFlip
-from .averaging import WeightAveraging
-from .callbacks import AdversarialScoring, EpsSchedule, EpsWarmup
-from .early_stopping import RobustEarlyStopping
-from .overfitting import CatastrophicOverfittingStop
-from .schedules import LearningRateSchedule, piecewise_constant
-from .udr import UDRAdversary, soft_project
-from .weight_decay import decay_weights_only
-from .weight_perturbation import AWP
-from .wrm import WRMAdversary
+from .._shared import public_names as _public_names
+from ..attacks.gradient.udr import UDRAdversary as UDRAdversary
+from ..attacks.gradient.udr import soft_project as soft_project
+from ..attacks.gradient.wrm import WRMAdversary as WRMAdversary
+from .augmentation import Compose as Compose
+from .augmentation import Cutout as Cutout
+from .augmentation import RandomCropFlip as RandomCropFlip
+from .averaging import WeightAveraging as WeightAveraging
+from .callbacks import AdversarialScoring as AdversarialScoring
+from .callbacks import EpsSchedule as EpsSchedule
+from .callbacks import EpsWarmup as EpsWarmup
+from .early_stopping import RobustEarlyStopping as RobustEarlyStopping
+from .overfitting import CatastrophicOverfittingStop as CatastrophicOverfittingStop
+from .schedules import LearningRateSchedule as LearningRateSchedule
+from .schedules import piecewise_constant as piecewise_constant
+from .weight_decay import decay_weights_only as decay_weights_only
+from .weight_perturbation import AWP as AWP
 
-__all__ = [
-    "AWP",
-    "AdversarialScoring",
-    "CatastrophicOverfittingStop",
-    "Compose",
-    "Cutout",
-    "EpsSchedule",
-    "EpsWarmup",
-    "LearningRateSchedule",
-    "RandomCropFlip",
-    "RobustEarlyStopping",
-    "UDRAdversary",
-    "WRMAdversary",
-    "WeightAveraging",
-    "decay_weights_only",
-    "piecewise_constant",
-    "soft_project",
-]
+__all__ = _public_names(globals())

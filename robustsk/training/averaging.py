@@ -8,7 +8,8 @@ import torch
 from skorch.callbacks import Callback
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from ..attacks.base import check_choice
+from .._validation import check_choice
+from ._data import Crafted
 from ._weights import put
 
 
@@ -186,8 +187,6 @@ def _recompute_statistics(net, dataset):
     norms = [m for m in net.module_.modules() if getattr(m, "running_mean", None) is not None]
     if not norms:
         return
-    from ..defenses._data import Crafted
-
     momenta = [m.momentum for m in norms]
     device = next(net.module_.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -9,8 +9,9 @@ import torch
 from skorch.callbacks import Callback
 from torch.utils.data import Subset
 
+from .._validation import check_count
 from ..attacks import PGD
-from ..attacks.base import check_attack, check_count
+from ..attacks.base import check_attack
 from ._weights import copy_of_state
 
 

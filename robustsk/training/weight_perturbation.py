@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from sklearn.base import BaseEstimator
 
-from ..attacks.gradient import check_length
+from .._validation import check_length
 from ._weights import put
 
 

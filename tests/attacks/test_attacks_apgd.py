@@ -9,7 +9,8 @@ from recording import Recorder
 from scipy.optimize import brentq
 from torch import nn
 
-from robustsk.attacks import APGD, PGD, ScaledPGD, apgd, as_victim
+from robustsk.attacks import APGD, PGD, ScaledPGD, as_victim
+from robustsk.attacks.gradient import apgd
 from robustsk.attacks.threat import project_l1_box
 from robustsk.metrics import adversarial_outcome
 
@@ -214,7 +215,7 @@ def test_sparse_steps_move_as_many_features_as_asked():
     gradient = torch.linspace(1, 2, d).double()[None]
     ball = SimpleNamespace(
         radius=eps, x=torch.zeros(1, d).double(), low=None, norm=1.0, clamp=lambda z: z,
-        _to_unit=lambda v: v, _to_data=lambda v: v,
+        to_unit=lambda v: v, to_data=lambda v: v,
     )  # fmt: skip
     value = torch.zeros(1).double()
     path = apgd._SparseAscent(ball, ball.x, torch.zeros(1, 2), value, gradient, 100, False)
@@ -526,8 +527,8 @@ def test_scale_of_the_logits_does_not_matter(factor, images):
 def test_gradient_of_the_scaled_objective_is_that_of_cross_entropy_at_a_fixed_lead():
     logits = torch.tensor([[3000.0, 1000.0, -5000.0]], dtype=torch.float64, requires_grad=True)
     y = torch.tensor([0])
+    from robustsk.attacks.gradient.scaled_pgd import _Scaled
     from robustsk.attacks.objectives import OBJECTIVES
-    from robustsk.attacks.scaled_pgd import _Scaled
 
     value = _Scaled(OBJECTIVES["ce"], 2.0)(logits, y, None, None)
     (gradient,) = torch.autograd.grad(value.sum(), logits)

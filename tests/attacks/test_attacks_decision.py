@@ -17,8 +17,8 @@ from sklearn.svm import SVC
 from torch import nn
 
 from robustsk.attacks import BoundaryAttack, BrendelBethge, HopSkipJump
-from robustsk.attacks.brendel_bethge import closer_on_plane
-from robustsk.attacks.minimal import Closest
+from robustsk.attacks.minimal.base import Closest
+from robustsk.attacks.minimal.brendel_bethge import closer_on_plane
 
 LABELS_ONLY = [(HopSkipJump, np.inf), (HopSkipJump, 2), (BoundaryAttack, 2)]
 EVERY = [*LABELS_ONLY, (BrendelBethge, np.inf), (BrendelBethge, 2), (BrendelBethge, 1)]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustsk import PGD, DynamicPGD
-from robustsk.attacks.dynamic import first_order_condition
+from robustsk.attacks.gradient.dynamic import first_order_condition
 from robustsk.attacks.threat import Ball
 
 DUAL = {np.inf: 1, 2.0: 2, 1.0: np.inf}

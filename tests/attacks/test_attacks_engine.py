@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from robustsk import PGD, PGDATClassifier, score_adversarial
 from robustsk.attacks import APGD, BPDA, BaseAttack, SquareAttack
-from robustsk.attacks._engine import Engine, _find_pairs, _norms, input_gradient, lay_out
-from robustsk.attacks.targets import Victim
 from robustsk.models import PreActResNet, ResNet, SmallCNN
+from robustsk.victims.engine import Engine, _find_pairs, _norms, input_gradient, lay_out
+from robustsk.victims.victim import Victim
 
 PLAIN = Engine(fold=False, channels_last=False, input_gradient=False)
 
@@ -277,7 +277,7 @@ def test_training_is_the_same(digits, monkeypatch):
     for plain in (False, True):
         if plain:
             monkeypatch.setattr(BaseAttack, "_engine", lambda self: PLAIN)
-            monkeypatch.setattr("robustsk.defenses.base.lay_out", lambda module, x: False)
+            monkeypatch.setattr("robustsk.defenses._skorch.lay_out", lambda module, x: False)
         losses.append(clone_and_fit(clf, X, y).history_[:, "train_loss"])
     np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-3)
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)

@@ -13,12 +13,12 @@ from sklearn.svm import SVC
 from torch import nn
 
 from robustsk.attacks import NES, SPSA, ZOO, as_victim
-from robustsk.attacks._estimation import adam, entry_size, estimate_gradient
-from robustsk.attacks._noise import SampleNoise
-from robustsk.attacks._search import Search
-from robustsk.attacks.base import AttackBatch
-from robustsk.attacks.black_box import Queries
+from robustsk.attacks.batch import AttackBatch
+from robustsk.attacks.black_box._estimation import adam, entry_size, estimate_gradient
+from robustsk.attacks.black_box._search import Search
+from robustsk.attacks.noise import SampleNoise
 from robustsk.attacks.objectives import OBJECTIVES
+from robustsk.attacks.queries import Queries
 from robustsk.attacks.threat import Ball
 
 every = pytest.mark.parametrize("cls", [NES, SPSA, ZOO])

@@ -10,7 +10,8 @@ from scipy.optimize import linprog, minimize
 from torch import nn
 
 from robustsk.attacks import FAB, DeepFool, as_victim
-from robustsk.attacks._boundary import step_to_plane, wrong_classes
+from robustsk.attacks.minimal._linear_boundary import step_to_plane
+from robustsk.attacks.targeting import wrong_classes
 
 NORMS = [np.inf, 2.0, 1.0]
 DUAL = {np.inf: 1, 2.0: 2, 1.0: np.inf}

@@ -9,7 +9,7 @@ from sklearn.utils import get_tags
 from torch import nn
 
 from robustsk import PGD, FeatureScatter
-from robustsk.attacks.feature_scatter import cosine_cost, transport_plan
+from robustsk.attacks.gradient.feature_scatter import cosine_cost, transport_plan
 
 
 @pytest.fixture

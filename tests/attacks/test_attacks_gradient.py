@@ -13,7 +13,8 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from robustsk import StandardClassifier
-from robustsk.attacks import BIM, FGSM, MIM, PGD, _descent, as_victim
+from robustsk.attacks import BIM, FGSM, MIM, PGD, as_victim
+from robustsk.attacks.gradient import _descent
 from robustsk.metrics import adversarial_outcome, score_adversarial
 
 NORMS = [np.inf, 2.0, 1.0]
@@ -320,7 +321,7 @@ def test_compaction_changes_nothing(cls, norm, table, monkeypatch):
     run = attack(cls, norm=norm, eps=eps, n_steps=12, **restarts)
     found = {}
     for share in (2.0, 0.25, 0.0):  # never, by default, whenever there is one
-        monkeypatch.setattr(_descent, "_COMPACT_AT", share)
+        monkeypatch.setattr(_descent, "COMPACT_AT", share)
         found[share] = run.perturb(table.net, x, y, keep="first")
     predicted = table.net(found[2.0]).argmax(1)
     assert 0.1 < (predicted != y).double().mean() < 0.9

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 from robustsk.attacks import JSMA
-from robustsk.attacks.jsma import best_pair
+from robustsk.attacks.minimal.jsma import best_pair
 
 
 @pytest.fixture

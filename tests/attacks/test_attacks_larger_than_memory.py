@@ -13,8 +13,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from robustsk import PGD, AutoAttack
 from robustsk._containers import Rows, chunks, copy_of, is_mapped, take
+from robustsk._validation import check_range, learn_bounds
 from robustsk.attacks import FGSM
-from robustsk.attacks.base import check_range, learn_bounds
 
 SETTINGS = {"eps": 0.1, "clip": (0, 1), "random_state": 0, "batch_size": 32}
 

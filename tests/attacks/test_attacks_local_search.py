@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 from torch import nn
 
 from robustsk.attacks import LocalSearch
-from robustsk.attacks.local_search import LONGEST, jump
+from robustsk.attacks.black_box.local_search import LONGEST, jump
 from robustsk.attacks.threat import Ball
 
 pytestmark = pytest.mark.usefixtures("seeded")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from robustsk.attacks._min_norm import (
+from robustsk.attacks.multi_objective._simplex import (
     active_set,
     conflict_averse,
     frank_wolfe,

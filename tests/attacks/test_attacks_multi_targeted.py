@@ -7,9 +7,10 @@ from torch import nn
 
 from robustsk.attacks import PGD, MultiTargeted, as_victim
 from robustsk.attacks.base import BaseAttack
-from robustsk.attacks.black_box import BaseBlackBoxAttack, Queries
-from robustsk.attacks.minimal import BaseMinimalAttack
-from robustsk.attacks.multi_targeted import wrong_classes
+from robustsk.attacks.black_box.base import BaseBlackBoxAttack
+from robustsk.attacks.minimal.base import BaseMinimalAttack
+from robustsk.attacks.queries import Queries
+from robustsk.attacks.targeting import wrong_classes
 from robustsk.metrics import adversarial_outcome
 
 

@@ -4,7 +4,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
-from robustsk.attacks._noise import SampleNoise
+from robustsk.attacks.noise import SampleNoise
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(3000, 8)))
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -9,12 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from robustsk.attacks import SquareAttack, as_victim
-from robustsk.attacks._noise import SampleNoise
-from robustsk.attacks._search import Search
-from robustsk.attacks.base import AttackBatch
-from robustsk.attacks.black_box import Queries
-from robustsk.attacks.objectives import OBJECTIVES
-from robustsk.attacks.square import (
+from robustsk.attacks.batch import AttackBatch
+from robustsk.attacks.black_box._search import Search
+from robustsk.attacks.black_box.square import (
     N_PLACED,
     Windows,
     bump,
@@ -24,6 +21,9 @@ from robustsk.attacks.square import (
     mass_proposal,
     mass_start,
 )
+from robustsk.attacks.noise import SampleNoise
+from robustsk.attacks.objectives import OBJECTIVES
+from robustsk.attacks.queries import Queries
 from robustsk.attacks.threat import Ball
 
 pytestmark = pytest.mark.usefixtures("seeded")

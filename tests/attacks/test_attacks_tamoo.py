@@ -22,7 +22,7 @@ from robustsk import (
     UniversalTAMOO,
 )
 from robustsk.attacks import EOT, NoGradientError, Transformation, as_victim
-from robustsk.attacks.weighting import MGDA, TaskOriented
+from robustsk.attacks.multi_objective.weighting import MGDA, TaskOriented
 from robustsk.datasets import load_digits_images
 from robustsk.ensembles import MeanEnsemble
 

@@ -29,7 +29,8 @@ from torch import nn
 
 from robustsk import StandardClassifier
 from robustsk.attacks import FGSM, NoGradientError, Victim, as_victim, register_converter
-from robustsk.attacks.targets import to_module, two_logits
+from robustsk.victims.converters import to_module
+from robustsk.victims.victim import two_logits
 
 NAMES = np.array(["zebra", "ant", "fox"])
 

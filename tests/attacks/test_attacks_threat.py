@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 from scipy.optimize import brentq
 
-from robustsk.attacks._noise import SampleNoise
+from robustsk.attacks.noise import SampleNoise
 from robustsk.attacks.threat import (
     DEFAULT_EPS,
     L1_FRACTION,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from robustsk.attacks._min_norm import kkt_gap, task_penalty
-from robustsk.attacks.weighting import (
+from robustsk.attacks.multi_objective._simplex import kkt_gap, task_penalty
+from robustsk.attacks.multi_objective.weighting import (
     MGDA,
     CAGrad,
     HyperVolume,

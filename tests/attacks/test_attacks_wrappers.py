@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from robustsk import PGD, score_adversarial
 from robustsk._discovery import all_attacks
 from robustsk.attacks import BIM, BPDA, EOT, NoGradientError, TransferAttack, as_victim
-from robustsk.attacks.base import AttackBatch
+from robustsk.attacks.batch import AttackBatch
 
 # --- expectation over transformation -------------------------------------------------
 

@@ -22,12 +22,7 @@ from robustsk import (
     SPATClassifier,
     TRADESClassifier,
 )
-from robustsk.defenses import (
-    dra_grid,
-    spat_component_grid,
-    spat_sensitivity_grid,
-    trade_off_grid,
-)
+from robustsk.defenses import dra_grid, spat_component_grid, spat_sensitivity_grid, trade_off_grid
 from robustsk.models import CosineLinear
 from robustsk.training import AWP, UDRAdversary
 

@@ -27,10 +27,10 @@ from robustsk import (
     TRADESClassifier,
 )
 from robustsk.attacks import APGD
-from robustsk.defenses._schedule import at_epoch, scaled
 from robustsk.defenses.fat import _TAU
 from robustsk.defenses.gairat import _TAU as GAIR_TAU
 from robustsk.training import AWP
+from robustsk.training._schedule import at_epoch, scaled
 
 N, D, H, C = 7, 4, 6, 3
 

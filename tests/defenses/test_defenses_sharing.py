@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robustsk import SPATClassifier, TRADESClassifier
-from robustsk.defenses import base as defense_base
+from robustsk.defenses import _skorch as training_loop
 
 
 class Counting(nn.Module):
@@ -30,7 +30,7 @@ def test_clean_logits_are_shared_where_training_does_not_change_them(defence, mo
     weights, calls = {}, {}
     for rate, shared in [(0.0, True), (0.0, False), (0.5, True)]:
         if not shared:
-            monkeypatch.setattr(defense_base, "_is_the_same_in_training", lambda module, x: False)
+            monkeypatch.setattr(training_loop, "_is_the_same_in_training", lambda module, x: False)
         clf = defence(
             Counting, module__rate=rate, adversary__eps=0.2, adversary__n_steps=3, max_epochs=2,
             batch_size=20, lr=0.01, random_state=0, **head,

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from robustsk import PGD
-from robustsk.defenses._data import Crafted
+from robustsk.training._data import Crafted
 
 
 def weights(clf):

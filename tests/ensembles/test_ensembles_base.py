@@ -17,10 +17,10 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from robustsk import PGD, EnsembleADP, EnsembleAT, EnsembleCCE, PGDATClassifier, StandardClassifier
-from robustsk.attacks.targets import get_members
 from robustsk.defenses import BaseDefense
 from robustsk.ensembles import MeanEnsemble
 from robustsk.models import HypersphereHead
+from robustsk.victims.victim import get_members
 
 NAMES = np.array(["cat", "ant", "bee"])
 ENSEMBLES = (EnsembleAT, EnsembleCCE, EnsembleADP)

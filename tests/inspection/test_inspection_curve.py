@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from robustsk import BIM, FGSM, MIM, PGD, RobustnessCurveDisplay, StandardClassifier
 from robustsk.attacks import NoGradientError
 from robustsk.attacks.threat import DEFAULT_EPS
-from robustsk.attacks.wrapper import BaseWrapper
+from robustsk.attacks.wrappers.base import BaseWrapper
 from robustsk.metrics import adversarial_outcome, clopper_pearson_interval, score_adversarial
 
 matplotlib = pytest.importorskip("matplotlib")

@@ -7,12 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from robustsk.losses import (
-    smoothed_cost,
-    transport_cost,
-    transport_cost_gradient,
-    truncated_cost,
-)
+from robustsk.losses import smoothed_cost, transport_cost, transport_cost_gradient, truncated_cost
 
 NORMS = [1, 2, math.inf]
 COSTS = torch.linspace(0, 3, 301, dtype=torch.float64)

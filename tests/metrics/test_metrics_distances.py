@@ -18,8 +18,8 @@ from torch.utils.data import TensorDataset
 
 from robustsk import BIM, FGSM, PGD, StandardClassifier, score_adversarial
 from robustsk.attacks import NoGradientError
-from robustsk.attacks.minimal import BaseMinimalAttack
-from robustsk.attacks.wrapper import BaseWrapper
+from robustsk.attacks.minimal.base import BaseMinimalAttack
+from robustsk.attacks.wrappers.base import BaseWrapper
 from robustsk.metrics import (
     half_accuracy_eps,
     mean_perturbation,

@@ -13,12 +13,7 @@ from torch import nn
 
 from robustsk import BIM, PGD, EnsembleCCE, score_adversarial
 from robustsk.attacks import NoGradientError, as_victim
-from robustsk.metrics import (
-    SecureRegions,
-    gradient_cosines,
-    secure_regions,
-    transferability_matrix,
-)
+from robustsk.metrics import SecureRegions, gradient_cosines, secure_regions, transferability_matrix
 
 X, Y = load_iris(return_X_y=True)
 BOX = (0.0, 8.0)

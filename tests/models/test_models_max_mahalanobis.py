@@ -9,12 +9,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 from robustsk import MMCHead, PGDATClassifier, TRADESClassifier
-from robustsk.models import (
-    MLP,
-    MaxMahalanobisLinear,
-    get_classifier,
-    max_mahalanobis_centers,
-)
+from robustsk.models import MLP, MaxMahalanobisLinear, get_classifier, max_mahalanobis_centers
 
 
 @pytest.mark.parametrize(

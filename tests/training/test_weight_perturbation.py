@@ -12,9 +12,9 @@ from torch import nn
 
 from robustsk import PGD, PGDATClassifier, TRADESClassifier
 from robustsk._discovery import all_defenses
-from robustsk.defenses._data import Crafted
 from robustsk.models import HypersphereHead
 from robustsk.training import AWP
+from robustsk.training._data import Crafted
 from robustsk.training.weight_perturbation import _unit
 
 DEFENSES = all_defenses()

@@ -1,0 +1,3 @@
+"""Attacks that only ask for scores or labels."""
+
+from .base import BaseBlackBoxAttack as BaseBlackBoxAttack

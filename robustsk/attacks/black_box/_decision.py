@@ -1,0 +1,59 @@
+"""What the attacks have in common that see labels only."""
+
+from __future__ import annotations
+
+import torch
+
+from ..._validation import check_count
+from ..minimal._starts import STARTS_DOC, approach, find_starts, ready
+from ..minimal.base import BaseMinimalAttack
+from ..queries import Queries
+from .base import BaseBlackBoxAttack
+
+
+class BaseDecisionAttack(BaseBlackBoxAttack, BaseMinimalAttack):
+    """Base class of the attacks that see labels only.
+
+    Subclasses define `_come_closer`. The question about the clean sample
+    counts like any other.
+    """
+
+    access = "labels"
+
+    _shared_parameters_doc = STARTS_DOC.lstrip(
+        "\n"
+    ) + BaseBlackBoxAttack._shared_parameters_doc.lstrip("\n")
+
+    def __init__(self, estimator=None, *, starts=None, max_queries=5000, **common):
+        super().__init__(estimator, max_queries=max_queries, **common)
+        self.starts = starts
+
+    def _attack_batch(self, batch):
+        check_count(self.max_queries, "max_queries")
+        result = super()._attack_batch(batch)
+        searched = batch.info.get("n_queries", 0)
+        batch.info["n_queries"] = searched + torch.ones(
+            len(result), dtype=torch.int64, device=result.device
+        )
+        return result
+
+    def _search(self, batch, closest):
+        if self.max_queries == 1:
+            return
+        queries = Queries(batch, self.max_queries - 1)
+        find_starts(closest, queries, self.starts)
+        rows = ready(closest, queries)
+        if len(rows):
+            approach(closest, queries, rows, 1e-2)
+            self._come_closer(closest, queries)
+
+    def _come_closer(self, closest, queries):
+        """Improve on ``closest.z`` until the questions are used up.
+
+        Parameters
+        ----------
+        closest : Closest
+            Holds a point near the border wherever one has been found.
+        queries : Queries
+        """
+        raise NotImplementedError

@@ -1,0 +1,178 @@
+"""What the attacks have in common that estimate the gradient from scores."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from abc import abstractmethod
+
+import numpy as np
+import torch
+
+from ..._validation import check_count, check_length
+from ..queries import Queries
+from ._search import MARGIN, Search, parts, rounding
+from .base import BaseBlackBoxAttack
+
+BETA_1, BETA_2 = 0.9, 0.999
+
+
+class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
+    """Base class of the attacks that ascend a gradient estimated from scores.
+
+    Each round asks about pairs of points on both sides of the iterate and about
+    the iterate after the step. All of them are projected onto the ball, so that
+    any may turn out to be an adversarial example; the first one that does ends
+    the search, and without one the best point is returned.
+
+    Subclasses define `_directions` and `_step`.
+    """
+
+    #: Parameter that says how far from the iterate questions are asked, in radii.
+    _reach = "sigma"
+    #: Length of a step in radii, where `step_size` is None.
+    _default_step = 0.25
+    #: Whether a direction moves all features or one.
+    _dense = True
+
+    def _resolve_objective(self, objective):
+        return MARGIN
+
+    def _attack_batch(self, batch):
+        n_draws = check_count(self.n_draws, "n_draws")
+        reach = getattr(self, self._reach)
+        if not isinstance(reach, numbers.Real) or not np.isfinite(reach) or reach <= 0:
+            raise ValueError(f"{self._reach} must be a share of eps above 0, got {reach!r}.")
+        step_size = self._default_step * batch.ball.radius
+        if self.step_size is not None:
+            step_size = check_length(self.step_size, "step_size")
+        queries = Queries(batch, self.max_queries)
+        result = torch.empty_like(batch.x)
+        for rows in parts(batch.x, 2 * n_draws):
+            search = Search(batch, queries, rows)
+            self._climb(search, n_draws, reach, step_size)
+            search.finish()
+            result[rows] = search.found
+        return result
+
+    def _climb(self, search, n_draws, reach, step_size):
+        search.ask(search.batch.x)
+        search.drop()
+        z, state, step = search.batch.x, [], 0
+        movable = count_movable(search.batch.ball)
+        if search.batch.ball.radius == 0 or movable == 0:
+            return
+        while len(search) and search.left >= 2:
+            n = min(n_draws, search.left // 2)
+            directions = self._directions(search.batch, step, n)
+            n_moving = movable if self._dense else directions.shape[1]
+            length = reach * entry_size(search.batch.ball, movable if self._dense else 1)
+            gradient = estimate_gradient(search, z, directions, length)
+            z, gradient, *state = search.drop(z, gradient, *state)
+            if not len(search) or not search.left:
+                break
+            ball = search.batch.ball
+            scale = step_size / ball.radius * entry_size(ball, n_moving)
+            z, state = self._step(ball, z, gradient, state, step_size, scale)
+            search.ask(z)
+            z, *state = search.drop(z, *state)
+            step += 1
+
+    @abstractmethod
+    def _directions(self, batch, step, n):
+        """Return where to ask, in the units in which the ball is round.
+
+        Returns
+        -------
+        torch.Tensor of shape (m, n, ...)
+            Entries of a size of about 1.
+        """
+
+    @abstractmethod
+    def _step(self, ball, z, gradient, state, size, scale):
+        """Return the next iterate and the state.
+
+        Parameters
+        ----------
+        ball : Ball
+        z, gradient : torch.Tensor of shape (m, ...)
+            The gradient in the units in which the ball is round.
+        state : list of torch.Tensor of shape (m, ...)
+            Empty at first.
+        size : float
+            Length of the step in the norm of the ball.
+        scale : float
+            Size of its entries, were they all equal.
+        """
+
+
+def count_movable(ball):
+    """Return the number of features that are not frozen."""
+    return math.prod(ball.x.shape[1:]) if ball.weight is None else int((ball.weight > 0).sum())
+
+
+def entry_size(ball, n_features):
+    """Return the entries of a perturbation at the edge of the ball, if `n_features` share it."""
+    return ball.radius / {np.inf: 1.0, 2.0: n_features**0.5, 1.0: n_features}[ball.norm]
+
+
+def estimate_gradient(search, z, directions, length):
+    """Estimate the gradient of the margin from pairs of points on both sides of `z`.
+
+    Where the ball or the box cuts a step short, the pair counts by what is left
+    of it.
+
+    Parameters
+    ----------
+    search : Search
+    z : torch.Tensor of shape (m, ...)
+    directions : torch.Tensor of shape (m, n, ...)
+    length : float
+        Factor of the directions.
+
+    Returns
+    -------
+    torch.Tensor of shape (m, ...)
+        Mean of the slope along each direction times the direction, in the
+        units in which the ball is round.
+    """
+    ball, n = search.batch.ball, directions.shape[1]
+    steps = [ball.to_data(length * directions[:, i]) for i in range(n)]
+    pairs = [torch.stack([ball.project(z + s), ball.project(z - s)], 1) for s in steps]
+    pairs = torch.stack(pairs, 1)
+    value = search.ask(pairs.flatten(1, 2)).unflatten(1, (n, 2))
+    slope = torch.nan_to_num(value[:, :, 0] - value[:, :, 1], nan=0.0, posinf=0.0, neginf=0.0)
+    # Adam would make a full step of what is nothing but rounding
+    slope = slope.masked_fill(slope.abs() <= rounding(value[:, :, 0]), 0.0)
+    # the projection may move other features as well, which says nothing about them
+    apart = (pairs[:, :, 0] - pairs[:, :, 1]).masked_fill(directions == 0, 0.0)
+    gradient = torch.einsum("mn,mn...->m...", slope, apart) / (n * (2 * length) ** 2)
+    return ball.to_unit(gradient)
+
+
+def adam(gradient, state, touched=None):
+    """Return the direction of Adam and its new state.
+
+    Parameters
+    ----------
+    gradient : torch.Tensor of shape (m, ...)
+    state : list of torch.Tensor of shape (m, ...)
+        Mean, mean of the squares and number of updates, or empty.
+    touched : torch.Tensor of bool of shape (m, ...), optional
+        Features that have been estimated; the others do not move. None means all.
+
+    References
+    ----------
+    Kingma and Ba (2015), "Adam: a method for stochastic optimization",
+    Algorithm 1.
+    """
+    if not state:
+        state = [torch.zeros_like(gradient) for _ in range(3)]
+    touched = torch.ones_like(gradient) if touched is None else touched.to(gradient)
+    mean, square, count = state
+    mean = mean + touched * (1 - BETA_1) * (gradient - mean)
+    square = square + touched * (1 - BETA_2) * (gradient * gradient - square)
+    count = count + touched
+    steps = count.clamp_min(1)
+    size = (square / (1 - BETA_2**steps)).sqrt().clamp_min(torch.finfo(gradient.dtype).tiny)
+    return touched * mean / (1 - BETA_1**steps) / size, [mean, square, count]

@@ -1,0 +1,3 @@
+"""Attacks that ascend an objective by its gradient."""
+
+from .base import BaseGradientAttack as BaseGradientAttack

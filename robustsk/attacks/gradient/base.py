@@ -1,0 +1,33 @@
+"""What the projected-gradient attacks have in common."""
+
+from __future__ import annotations
+
+from ..._validation import check_length
+from ..base import BaseAttack
+from ..objectives import resolve_objective
+
+
+class BaseGradientAttack(BaseAttack):
+    """Base class of the attacks that follow the gradient of an objective."""
+
+    _shared_parameters_doc = """
+    objective : {"ce", "cw", "dlr", "kl"} or callable, default=None
+        What is ascended: cross-entropy, the margin of Carlini and Wagner, the
+        difference of logits ratio, the divergence from the clean prediction,
+        or a callable ``f(logits, y)`` returning one loss per sample. None
+        means what the defence asks for during adversarial training, and
+        cross-entropy otherwise.
+""" + BaseAttack._shared_parameters_doc.lstrip("\n")
+
+    def __init__(self, estimator=None, *, objective=None, **common):
+        super().__init__(estimator, **common)
+        self.objective = objective
+
+    def _step_length(self, batch, travel, n_steps=1):
+        """Return `step_size`; where it is None, `travel` radii in `n_steps` steps."""
+        if self.step_size is None:
+            return travel * batch.ball.radius / n_steps
+        return check_length(self.step_size, "step_size")
+
+    def _resolve_objective(self, objective):
+        return resolve_objective(objective if self.objective is None else self.objective)

@@ -1,0 +1,59 @@
+"""The basic iterative method."""
+
+from __future__ import annotations
+
+from ..._validation import check_count
+from ._descent import descend
+from .base import BaseGradientAttack
+
+
+class BIM(BaseGradientAttack):
+    """Basic iterative method: repeated FGSM from the sample itself.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack. A fitted estimator in a pipeline that will be
+        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
+        `fit` fits a standardised logistic regression as a surrogate.
+    n_steps : int, default=10
+        Number of gradient steps.
+    step_size : float, default=None
+        Length of a step, in the units of `eps`. None means ``eps / n_steps``.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    See Also
+    --------
+    PGD : The same with random starts.
+    MIM : The same with momentum.
+
+    References
+    ----------
+    Kurakin, Goodfellow and Bengio (2017), "Adversarial examples in the
+    physical world", Sec. 2.2. ``target="least_likely"`` is their Sec. 2.3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import BIM
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> X_adv = BIM(clf, eps=0.5).fit(X).generate(X, y)
+    >>> bool(abs(X_adv - X).max() <= 0.5)
+    True
+    """
+
+    def __init__(self, estimator=None, *, n_steps=10, step_size=None, **common):
+        super().__init__(estimator, **common)
+        self.n_steps = n_steps
+        self.step_size = step_size
+
+    def _attack_batch(self, batch):
+        return descend(batch, **self._steps(batch))
+
+    def _steps(self, batch):
+        n_steps = check_count(self.n_steps, "n_steps")
+        return {"n_steps": n_steps, "step_size": self._step_length(batch, 1.0, n_steps)}

@@ -1,0 +1,217 @@
+"""Feature scattering: move a whole batch away from itself."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ..._tensors import column
+from ..._validation import check_count, check_length, check_start
+from ..base import BaseAttack
+
+
+class FeatureScatter(BaseAttack):
+    """Move the features of a batch as far as possible from those of the clean batch.
+
+    Ascends the optimal transport distance between the clean and the perturbed
+    batch, ``D = min_T sum_ij T_ij * C_ij`` over plans `T` with uniform marginals,
+    where ``C_ij = max(0, 1 - cos(f(x_i), f(x'_j)))`` compares logits. No label
+    enters: it scatters all samples of a batch together, each away from its
+    neighbours too. It is made for training; as a measure of robustness it is
+    weak.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack. A fitted estimator in a pipeline that will be
+        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
+        `fit` fits a standardised logistic regression as a surrogate.
+    n_steps : int, default=1
+        Number of gradient steps.
+    step_size : float, default=None
+        Length of a step, in the units of `eps`. None means `eps`.
+    random_start : {"none", "uniform", "gaussian"}, default="uniform"
+        Start at the sample, uniformly in the ball, or at the sample plus
+        normal noise of standard deviation `start_std`. At the sample itself the
+        gradient is next to nothing.
+    start_std : float, default=0.001
+        Standard deviation of the gaussian start, in the units of the data.
+    reg : float, default=0.01
+        Weight of the entropy of the plan, in units of the cost; greater than 0.
+    n_sinkhorn : int, default=100
+        Largest number of Sinkhorn's iterations.
+    tol : float, default=0.1
+        Sinkhorn's iterations end when the potentials of the clean batch change
+        by less than this, summed over the batch.
+    detach_plan : bool, default=False
+        Whether to treat the plan as a constant in the gradient, which is exact
+        for a plan that is optimal (envelope theorem). The source
+        differentiates through the iterations.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    Notes
+    -----
+    What happens to a sample depends on the others in its batch: batch size
+    matters, and `transform` gives other results for a part of the data. A
+    target cannot be chosen. With ``return_info=True``, ``info["transport"]``
+    says for each sample what it contributed to the distance when the last
+    gradient was taken.
+
+    The source calls the outputs of the network features; its code takes
+    logits.
+
+    References
+    ----------
+    Zhang and Wang (2019), "Defense against adversarial attacks using feature
+    scattering-based adversarial training", Eq. 6 and Algorithm 1; Cuturi (2013),
+    "Sinkhorn distances: lightspeed computation of optimal transport".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk.attacks import FeatureScatter
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> X_adv = FeatureScatter(clf, eps=1.0, random_state=0).fit(X).generate(X, y)
+    >>> bool(clf.score(X_adv, y) < clf.score(X, y))
+    True
+    """
+
+    per_sample = False
+    couples_batch = True
+    #: There is no label to reach.
+    targetable = False
+    #: Weights of the samples in the batch, where they differ.
+    _mass = None
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        n_steps=1,
+        step_size=None,
+        random_start="uniform",
+        start_std=0.001,
+        reg=0.01,
+        n_sinkhorn=100,
+        tol=0.1,
+        detach_plan=False,
+        **common,
+    ):
+        super().__init__(estimator, **common)
+        self.n_steps = n_steps
+        self.step_size = step_size
+        self.random_start = random_start
+        self.start_std = start_std
+        self.reg = reg
+        self.n_sinkhorn = n_sinkhorn
+        self.tol = tol
+        self.detach_plan = detach_plan
+
+    def _attack_batch(self, batch):
+        if self.target is not None:
+            raise ValueError(
+                f"target={self.target!r}: FeatureScatter uses no labels and cannot aim at one. "
+                "Use PGD(target=...)."
+            )
+        if not check_length(self.reg, "reg"):
+            raise ValueError("reg must be greater than 0: it is the weight of the entropy.")
+        size = batch.ball.radius
+        if self.step_size is not None:
+            size = check_length(self.step_size, "step_size")
+        clean = batch.clean_logits
+        if clean is None:
+            with torch.no_grad():
+                clean = batch.victim(batch.x)
+        start = check_start(self.random_start)
+        z = batch.ball.random_start(
+            start, batch.noise, 0, check_length(self.start_std, "start_std")
+        )
+        result = batch.x.clone()
+        hit = batch.fooled(clean) if batch.keep != "last" else None
+        for _ in range(check_count(self.n_steps, "n_steps")):
+            logits, cost, gradient = self._scatter(batch, clean.detach(), z)
+            if hit is not None:
+                hit = self._remember(batch, result, hit, z, logits)
+            z = batch.ball.ascend(z, gradient, size)
+        batch.info["transport"] = cost
+        if hit is None:
+            return z
+        with torch.no_grad():
+            self._remember(batch, result, hit, z, batch.victim(z))
+        return torch.where(column(hit, z), result, z)
+
+    def _remember(self, batch, result, hit, z, logits):
+        """Keep the first iterate of each sample that fools the victim."""
+        now = batch.fooled(logits) & ~hit
+        result[now] = z[now]
+        hit |= now
+        return hit
+
+    def _scatter(self, batch, clean, z):
+        """Return logits, contributions to the distance and its gradient."""
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            logits = batch.victim(z)
+            cost = cosine_cost(clean, logits)
+            with torch.set_grad_enabled(not self.detach_plan):
+                plan = transport_plan(
+                    cost.detach() if self.detach_plan else cost,
+                    self.reg,
+                    check_count(self.n_sinkhorn, "n_sinkhorn"),
+                    check_length(self.tol, "tol"),
+                    self._mass,
+                )
+            share = (plan * cost).sum(0)
+            (gradient,) = batch.input_gradients([share], [z])
+        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        return logits.detach(), share.detach(), gradient
+
+
+def cosine_cost(first, second):
+    """Return ``max(0, 1 - cos)`` of all pairs of rows, shape (n, m)."""
+    first, second = F.normalize(first, eps=1e-12), F.normalize(second, eps=1e-12)
+    return F.relu(1 - first @ second.T)
+
+
+def transport_plan(cost, reg=0.01, n_iter=100, tol=0.1, mass=None, mass_columns=None):
+    """Return the plan of least cost and most entropy between two distributions.
+
+    Minimises ``<T, cost> - reg * H(T)`` by Sinkhorn's iterations on logarithms.
+
+    Parameters
+    ----------
+    cost : torch.Tensor of shape (n, m)
+    reg : float, default=0.01
+    n_iter : int, default=100
+    tol : float, default=0.1
+        The iterations end when the potentials of the rows change by less, in
+        sum.
+    mass : torch.Tensor of shape (n,), default=None
+        Weights of rows and columns; None means 1. A weight of 2 does what a
+        sample that is there twice would do.
+    mass_columns : torch.Tensor of shape (m,), default=None
+        Weights of the columns, of the same sum, where they are not those of the rows.
+
+    Returns
+    -------
+    torch.Tensor of shape (n, m)
+        Columns sum to their shares, 1/n without weights; rows do so once it has
+        converged.
+    """
+    mass = cost.new_ones(len(cost)) if mass is None else mass.to(cost)
+    other = mass if mass_columns is None else mass_columns.to(cost)
+    share, share_columns = (torch.log(m / m.sum()) for m in (mass, other))
+    # relative to the shares, where copies of a sample have the potential of the sample
+    f, g = ((reg * torch.log(mass.sum())).expand(len(m)) for m in (mass, other))
+    for _ in range(n_iter):
+        before = f
+        f = -reg * torch.logsumexp(share_columns[None, :] + (g[None, :] - cost) / reg, 1)
+        g = -reg * torch.logsumexp(share[:, None] + (f[:, None] - cost) / reg, 0)
+        if (mass * (f - before)).detach().abs().sum() < tol:
+            break
+    potentials = f[:, None] + g[None, :] - cost
+    return torch.exp(share[:, None] + share_columns[None, :] + potentials / reg)

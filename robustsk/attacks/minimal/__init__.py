@@ -1,0 +1,3 @@
+"""Attacks that look for the closest adversarial example."""
+
+from .base import BaseMinimalAttack as BaseMinimalAttack

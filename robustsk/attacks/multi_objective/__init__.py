@@ -1,0 +1,3 @@
+"""Attacks with several tasks at once."""
+
+from .base import BaseMultiObjectiveAttack as BaseMultiObjectiveAttack

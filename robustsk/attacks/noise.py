@@ -1,0 +1,136 @@
+"""Random numbers that belong to a sample, not to its place in a batch.
+
+An attack with a random start is usually a function of the batch it is run on:
+change the batch size, drop a solved sample or shuffle the rows and every
+result changes. Here the numbers are produced by a counter-based generator
+(splitmix64: Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number
+generators") whose key is the seed *and the values of the sample*. Results
+then depend on neither batch size, order nor device, no global state is read
+or moved, and dropping finished samples from a batch is free of side effects.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+
+import torch
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(z, bits):
+    """Logical right shift (torch's own is arithmetic)."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value):
+    """Wrap a Python integer to 64 signed bits, as tensor arithmetic does."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _mix(z):
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+class SampleNoise:
+    """Noise for a batch, keyed on ``(seed, sample)``.
+
+    Parameters
+    ----------
+    x : torch.Tensor of shape (n, ...)
+        The clean batch.
+    seed : int
+        Non-negative.
+    """
+
+    def __init__(self, x, seed):
+        flat = x.detach().reshape(len(x), -1) + 0.0  # -0.0 and 0.0 are one value
+        integer = torch.int64 if flat.dtype == torch.float64 else torch.int32
+        if flat.dtype not in (torch.float64, torch.float32):
+            flat = flat.float()
+        bits = flat.contiguous().view(integer).to(torch.int64)
+        self._counter = torch.arange(1, flat.shape[1] + 1, device=x.device)
+        weights = _mix(self._counter * _GOLDEN) | 1
+        self._key = _mix((bits * weights).sum(1) + _mix(torch.tensor(seed, device=x.device)))
+        self._shape = x.shape
+        self._dtype = x.dtype
+
+    @property
+    def shape(self):
+        """Shape of the batch."""
+        return self._shape
+
+    def select(self, index):
+        """Keep the samples in `index`."""
+        other = object.__new__(SampleNoise)
+        other.__dict__.update(self.__dict__)
+        other._key = self._key[index]
+        other._shape = (len(other._key), *self._shape[1:])
+        return other
+
+    def shared(self, k):
+        """Return the noise of groups of `k` samples, whatever their order in the group."""
+        if k == 1:
+            return self
+        other = object.__new__(SampleNoise)
+        other.__dict__.update(self.__dict__)
+        other._key = _mix(self._key.unflatten(0, (-1, k)).sum(1))
+        other._shape = (len(other._key), *self._shape[1:])
+        return other
+
+    def _bits(self, stream, counter):
+        key = _mix(self._key + _signed(stream * _MIX_1))
+        return _mix(key[:, None] + counter * _GOLDEN)
+
+    def uniform(self, stream, shape=None):
+        """Return numbers in the open interval (0, 1).
+
+        Parameters
+        ----------
+        stream : int
+            Another stream, other numbers.
+        shape : tuple of int, optional
+            Shape of the numbers of one sample; None means that of a sample.
+
+        Returns
+        -------
+        torch.Tensor of shape (n, ...)
+        """
+        if shape is None:
+            return self._unit(self._bits(stream, self._counter)).reshape(self._shape)
+        counter = torch.arange(1, math.prod(shape) + 1, device=self._key.device)
+        return self._unit(self._bits(stream, counter)).reshape(len(self._key), *shape)
+
+    def scalar(self, stream):
+        """Return one number in (0, 1) per sample, shape (n,)."""
+        return self._unit(_mix(self._key + _signed((stream + 1) * _MIX_2)))
+
+    def normal(self, stream, shape=None):
+        """Return standard normal numbers (Box-Muller); arguments as in `uniform`."""
+        radius = torch.sqrt(-2.0 * torch.log(self.uniform(2 * stream + 1001, shape)))
+        angle = 2.0 * math.pi * self.uniform(2 * stream + 1002, shape)
+        return radius * torch.cos(angle)
+
+    def _unit(self, bits):
+        # as many bits as the dtype holds once the half is added: never rounds up to one
+        n_bits = round(-math.log2(torch.finfo(self._dtype).eps))
+        top = _shift_right(bits, 64 - n_bits).to(self._dtype)
+        return (top + 0.5) * 2.0**-n_bits
+
+
+@contextmanager
+def seeded(seed, device):
+    """Seed torch's global generators for a while and put them back."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        # torch.manual_seed would also seed devices that are not put back
+        torch.default_generator.manual_seed(seed)
+        for place in cuda:
+            with torch.cuda.device(place):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,3 @@
+"""Attacks that are made of other attacks."""
+
+from .base import BaseWrapper as BaseWrapper

@@ -1,0 +1,520 @@
+"""AutoAttack: several attacks one after the other, and the worst case of each sample."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_consistent_length
+from tqdm import tqdm
+
+from ..._containers import Batches, chunks, copy_of, dataset_labels, is_dataset, take
+from ..._validation import check_count, check_labels, encode_labels
+from ...losses import margin
+from ...victims.resolve import as_victim
+from ...victims.victim import ACCESS
+from ..base import BaseAttack
+from ..noise import SampleNoise
+from ..targeting import BY_PREDICTION, check_target, choose_target, restrict_targets
+from ..threat import check_norm
+from ._cascade import (
+    LOST_GRADIENTS,
+    SHARED,
+    WITHOUT_EFFECT,
+    Stage,
+    StageResult,
+    State,
+    custom_stages,
+    fast_stages,
+    in_batches,
+    plus_stages,
+    predicted_classes,
+    rand_stages,
+    standard_stages,
+)
+
+VERSIONS = ("standard", "plus", "rand", "fast", "custom")
+#: How many samples, and which share of those attacked, black-box and
+#: minimum-norm attacks may break after the gradient attacks without an alarm.
+_ALARM_COUNT, _ALARM_SHARE = 2, 0.002
+
+
+@dataclass(frozen=True)
+class AutoAttackResult:
+    """Result of :meth:`AutoAttack.evaluate`.
+
+    Attributes
+    ----------
+    version : str
+    clean_accuracy, robust_accuracy : float
+    stages : list of StageResult
+    stage : ndarray of int of shape (n_samples,)
+        Index of the attack that fooled the model; -1 where none did, and -2
+        where the model was wrong without an attack.
+    X_adv : ndarray of shape (n_samples, ...)
+        In a temporary file if the samples are many and not in memory.
+    """
+
+    version: str
+    clean_accuracy: float
+    robust_accuracy: float
+    stages: list[StageResult]
+    stage: np.ndarray = field(repr=False)
+    X_adv: np.ndarray = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers, without the arrays."""
+        return {
+            "version": self.version,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+    def __str__(self):
+        lines = [
+            f"{'':<14}{'attacked':>9}{'fooled':>8}{'accuracy':>10}{'forward':>10}{'backward':>10}"
+            f"{'seconds':>9}",
+            f"{'clean':<14}{len(self.stage):>9}{'':>8}{self.clean_accuracy:>10.4f}",
+        ]
+        lines += [
+            f"{s.name:<14}{s.n_attacked:>9}{s.n_fooled:>8}{s.robust_accuracy:>10.4f}"
+            f"{s.n_forward:>10}{s.n_backward:>10}{s.seconds:>9.1f}"
+            for s in self.stages
+        ]
+        total = [sum(getattr(s, n) for s in self.stages) for n in ("n_forward", "n_backward")]
+        seconds = sum(s.seconds for s in self.stages)
+        lines.append(
+            f"{self.version:<14}{'':>17}{self.robust_accuracy:>10.4f}{total[0]:>10}{total[1]:>10}"
+            f"{seconds:>9.1f}"
+        )
+        return "\n".join(lines)
+
+
+class AutoAttack(BaseAttack):
+    """Parameter-free ensemble of attacks; the worst case of each sample counts.
+
+    Each attack runs on the samples that all attacks before it have failed to
+    fool. With ``version="standard"`` these are APGD on cross-entropy, targeted
+    APGD on the difference of logits ratio, targeted FAB and Square: the number
+    that papers report.
+
+    Parameters
+    ----------
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack. A fitted estimator in a pipeline that will be
+        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
+        `fit` fits a standardised logistic regression as a surrogate.
+    version : {"standard", "plus", "rand", "fast", "custom"}, default="standard"
+        - "standard": see above; in the 1-norm with 5 restarts of APGD and 5
+          targets.
+        - "plus": six attacks with more restarts, for suspicious models.
+        - "rand": APGD on two objectives with gradients averaged over 20
+          draws, for models that answer at random.
+        - "fast": a cascade at a small part of the cost; see Notes. Report it
+          as "fast", not as AutoAttack.
+        - "custom": the attacks in `attacks`.
+    attacks : list of attacks or of (name, attack) pairs, default=None
+        What ``version="custom"`` runs, in this order. The threat model of
+        these attacks is overridden by that of this one.
+    individual : bool, default=False
+        Whether every attack runs on all samples, so that the log shows what
+        each would achieve alone.
+    audit : int, default=0
+        In the fast version, number of randomly chosen survivors on which the
+        standard attacks are run after all.
+    state_path : str or path-like, default=None
+        File in which `evaluate` and `generate` keep what has been achieved. A
+        run that was interrupted continues from there if model, data and
+        parameters are the same.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    Notes
+    -----
+    With fewer than four classes (three without a target) the difference of
+    logits ratio does not exist and the margin takes its place.
+
+    The fast version orders attacks by what they break per gradient: a short
+    untargeted margin ascent; targeted margins against the three most likely
+    classes (the idea of the minimum-margin attack); restarts from spread
+    starting points on the survivors closest to the border, fewer and fewer of
+    them (adaptive auto attack), alternating between the margins of logits and
+    of probabilities; targeted APGD on the closest ones; and finally a sample
+    of the survivors is attacked by FAB and Square. If these still find
+    something, or gradients vanish, it warns and runs the standard attacks on
+    all survivors.
+
+    ``info["stage"]`` is the index of the attack that succeeded, or -1.
+
+    References
+    ----------
+    Croce and Hein (2020), "Reliable evaluation of adversarial robustness with
+    an ensemble of diverse parameter-free attacks"; Croce and Hein (2021),
+    "Mind the box: l1-APGD for sparse adversarial attacks on image
+    classifiers". For the fast version: Gao et al. (2022), "Fast and reliable
+    evaluation of adversarial robustness with minimum-margin attack"; Liu et
+    al. (2022), "Practical evaluation of adversarial robustness via adaptive
+    auto attack"; Xie et al. (2024), "Towards million-scale adversarial
+    robustness evaluation with stronger individual attacks"; Tashiro, Song and
+    Ermon (2020), "Diversity can be transferred: output diversification for
+    white- and black-box attacks".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import AutoAttack
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> attack = AutoAttack(clf, eps=0.3, version="fast", random_state=0).fit(X)
+    >>> result = attack.evaluate(X, y)
+    >>> bool(result.robust_accuracy < result.clean_accuracy)
+    True
+    """
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        version="standard",
+        attacks=None,
+        individual=False,
+        audit=0,
+        state_path=None,
+        **common,
+    ):
+        super().__init__(estimator, **common)
+        self.version = version
+        self.attacks = attacks
+        self.individual = individual
+        self.audit = audit
+        self.state_path = state_path
+
+    # --- what is run -----------------------------------------------------------------
+
+    def _stages(self, n_classes):
+        norm = check_norm(self.norm, self.supported_norms)
+        if self.version not in VERSIONS:
+            raise ValueError(f"version must be one of {VERSIONS}, got {self.version!r}.")
+        if (self.attacks is None) == (self.version == "custom"):
+            raise ValueError(
+                f"version={self.version!r} and attacks={self.attacks!r}: attacks are given if and "
+                "only if version is 'custom'."
+            )
+        if self.version == "custom":
+            return custom_stages(self.attacks)
+        stages = {
+            "standard": standard_stages,
+            "plus": plus_stages,
+            "rand": rand_stages,
+            "fast": fast_stages,
+        }[self.version]
+        found = stages(norm, n_classes)
+        if self.version == "fast" and self.audit:
+            audit = AutoAttack(version="standard")
+            found.append(Stage("audit", audit, sample=check_count(self.audit, "audit")))
+        return found
+
+    @property
+    def access(self):
+        """What is needed of the victim: the most that one of the attacks needs."""
+        if self.version != "custom" or self.attacks is None:
+            return "gradients"
+        needed = {stage.attack.access for stage in custom_stages(self.attacks)}
+        return next(access for access in ACCESS if access in needed)
+
+    # --- the cascade -----------------------------------------------------------------
+
+    def _cascade(self, stages, attack_rows, seed, state, victim, n_classes, size):
+        """Run the stages, each on the samples that are left, `size` at a time."""
+        queue, number = list(stages), 0
+        while number < len(queue):
+            stage = queue[number]
+            if number == len(state.log):
+                if state.todo is None:
+                    state.begin(self._chosen(stage, state, seed + number))
+                with tqdm(
+                    total=len(state.todo),
+                    initial=state.position,
+                    desc=stage.name,
+                    unit="sample",
+                    disable=not self.verbose,
+                ) as progress:
+                    while state.position < len(state.todo):
+                        rows = state.todo[state.position : state.position + size]
+                        start, before = time.perf_counter(), replace(victim.calls)
+                        found = attack_rows(stage.attack, number, rows)
+                        spent = [
+                            victim.calls.forward - before.forward,
+                            victim.calls.backward - before.backward,
+                            time.perf_counter() - start,
+                        ]
+                        state.record(number, rows, *found, spent)
+                        progress.update(len(rows))
+                        progress.set_postfix(robust=f"{np.mean(state.stage < 0):.4f}")
+                state.finish(stage.name, self.individual)
+            queue += self._more(stage, state.log[number], queue, n_classes)
+            number += 1
+
+    def _more(self, stage, result, queue, n_classes):
+        """Return the stages to append if this one has found what it should not."""
+        misled = result.n_fooled > max(_ALARM_COUNT, _ALARM_SHARE * result.n_attacked)
+        if not stage.alarm or not misled or self.individual:
+            return []
+        message = (
+            f"{stage.name} fooled {result.n_fooled} of {result.n_attacked} samples that the "
+            "attacks before it had left: gradients may mislead here."
+        )
+        if self.version != "fast" or any(s.name == "APGD-CE" for s in queue):
+            warnings.warn(message, UserWarning, stacklevel=4)
+            return []
+        warnings.warn(f"{message} All standard attacks are run now.", UserWarning, stacklevel=4)
+        return standard_stages(check_norm(self.norm, self.supported_norms), n_classes)
+
+    def _chosen(self, stage, state, seed):
+        """Return the samples that a stage attacks."""
+        if self.individual:
+            return np.arange(len(state.stage))
+        left = np.flatnonzero(state.stage < 0)
+        generator = np.random.RandomState(seed % 2**32)
+        if stage.sample is not None:
+            return np.sort(generator.permutation(left)[: stage.sample])
+        if stage.fraction == 1.0:
+            return left
+        count = max(stage.at_least, int(np.ceil(stage.fraction * len(left))))
+        closest = left[np.argsort(-state.margin[left], kind="stable")]
+        chosen, others = closest[:count], closest[count:]
+        extra = generator.permutation(others)[: int(np.ceil(stage.spot_check * len(left)))]
+        return np.sort(np.concatenate([chosen, extra]))
+
+    # --- the two faces ---------------------------------------------------------------
+
+    def evaluate(self, X: Any, y: ArrayLike | None = None) -> AutoAttackResult:
+        """Attack a data set and tell what each attack did.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...) or torch Dataset
+            A memory-mapped array or a Dataset is read batch by batch.
+        y : array-like of shape (n_samples,)
+            True labels; those of the Dataset if None.
+
+        Returns
+        -------
+        AutoAttackResult
+            Its `str` is a table with one line per attack.
+        """
+        if is_dataset(X) and y is None:
+            y = dataset_labels(X)
+        if y is None:
+            raise ValueError("evaluate needs the true labels y.")
+        victim = self._victim()
+        bounds = self._known_bounds(victim)
+        values = self._check_X(X, victim)
+        y = np.asarray(check_labels(y))
+        check_consistent_length(values, y)
+        check_target(self, values, y, victim)
+        index = encode_labels(y, victim.learn_classes(values), "y")
+        batches = Batches(self._n_at_a_time(values, victim))
+        correct = predicted_classes(victim, values, batches) == index
+        stage, X_adv, log = np.full(len(y), -2), copy_of(values), []
+        if correct.any():
+            attack = restrict_targets(self, correct)._with(_batches=batches)
+            state = attack._run(take(values, correct), y[correct], victim, bounds, X)
+            stage[correct], X_adv[correct], log = state.stage, state.X_adv, state.log
+        batches.warn()
+        # counts, so that equal shares are equal numbers
+        left = [round(entry.robust_accuracy * correct.sum()) / len(y) for entry in log]
+        return AutoAttackResult(
+            version=self.version,
+            clean_accuracy=float(correct.mean()),
+            robust_accuracy=float(np.mean(stage == -1)),
+            stages=[replace(e, robust_accuracy=float(a)) for e, a in zip(log, left, strict=True)],
+            stage=stage,
+            X_adv=X_adv,
+        )
+
+    def run(self, X, y, victim, *, bounds=None, keep="worst", original=None, return_info=False):
+        """Attack validated arrays stage by stage; see :class:`BaseAttack`.
+
+        Parameters
+        ----------
+        X : ndarray or Rows of shape (n_samples, ...)
+        y : array-like of shape (n_samples,) or None
+        victim : Victim
+        bounds : tuple of (low, high), optional
+        keep : {"last", "worst", "first"}, default="worst"
+            Without a meaning here: a sample that is fooled is done.
+        original : object, optional
+        return_info : bool, default=False
+
+        Returns
+        -------
+        X_adv : ndarray of the shape and dtype of `X`
+        info : dict of str to ndarray
+            Only with `return_info`.
+        """
+        state = self._run(X, y, victim, bounds, original)
+        return (state.X_adv, {"stage": state.stage}) if return_info else state.X_adv
+
+    def perturb(
+        self,
+        model,
+        x,
+        y=None,
+        objective=None,
+        *,
+        bounds=None,
+        seed=None,
+        keep="last",
+        return_info=False,
+    ):
+        """Attack one batch of tensors; see :meth:`BaseAttack.perturb`."""
+        victim = as_victim(model, attack=type(self).__name__, access=self.access)
+        if len(x) == 0:
+            return (x.detach().clone(), {}) if return_info else x.detach().clone()
+        values = x.detach().cpu().numpy()
+        labels = None if y is None else victim.learn_classes(values)[y.cpu().numpy()]
+        if bounds is None:
+            bounds = getattr(self, "clip_bounds_", victim.bounds)
+        attack = self if seed is None else self._with(random_state=seed)
+        state = attack._run(values, labels, victim, bounds)
+        x_adv = torch.from_numpy(state.X_adv).to(x)
+        return (x_adv, {"stage": torch.from_numpy(state.stage)}) if return_info else x_adv
+
+    def _attack_batch(self, batch):
+        raise TypeError("AutoAttack is a whole evaluation and cannot be part of another attack.")
+
+    def _run(self, X, y, victim, bounds, original=None):
+        victim = victim.to(None if self.device in ("auto", None) else self.device)
+        shared = getattr(self, "_batches", None)
+        batches = Batches(self._n_at_a_time(X, victim)) if shared is None else shared
+        n_classes = len(victim.learn_classes(X))
+        stages = self._stages(n_classes)
+        seed = self._draw_seed()
+        if y is None:
+            index = predicted_classes(victim, X, batches)
+        else:
+            index = encode_labels(check_labels(y), victim.classes, "y")
+            check_consistent_length(X, index)
+        labels = victim.classes[index]
+        fingerprint = self._fingerprint(X, index, victim, seed, batches)
+        state = State(X, fingerprint, seed, self.state_path)
+        seed = state.seed
+        target = self._target_index(X, index, victim, seed, batches)
+        settings = {name: getattr(self, name) for name in SHARED}
+        if target is not None:
+            settings["target"] = victim.classes[target]
+
+        def attack_rows(attack, number, rows):
+            attack = attack._with(**settings, random_state=seed + number, _batches=batches)
+            attack = restrict_targets(attack, rows)
+            if target is not None and hasattr(attack, "n_targets"):
+                attack.n_targets = None
+            found = attack.run(
+                X[rows],
+                labels[rows],
+                victim,
+                bounds=bounds,
+                keep="first",
+                original=original if number == 0 else None,
+            )
+            logits = in_batches(victim, found, batches).double()
+            own = torch.from_numpy((index if target is None else target)[rows])
+            margins = margin(logits, own).numpy() * (1 if target is None else -1)
+            # a tie goes to the class that argmax names
+            hit = (logits.argmax(1) == own).numpy() != (target is None)
+            return found, hit, margins
+
+        with victim.frozen(self.bn_mode, self._engine()):
+            if self.access == "gradients":
+                stages = self._checked(stages, X, index, victim, n_classes, batches)
+            self._cascade(stages, attack_rows, seed, state, victim, n_classes, batches.first)
+        if shared is None:
+            batches.warn()
+        return state
+
+    def _target_index(self, X, index, victim, seed, batches):
+        """Return the class to reach for every sample, decided on the clean predictions."""
+        if self.target is None:
+            return None
+        if isinstance(self.target, str) and self.target in BY_PREDICTION:
+            target = np.empty_like(index)
+
+            def choose(rows):
+                x = np.array(X[rows])
+                noise = SampleNoise(torch.from_numpy(x), seed)
+                own = torch.from_numpy(index[rows])
+                target[rows] = choose_target(self.target, victim.logits(x), own, noise).numpy()
+
+            batches.run(choose, len(X))
+            return target
+        if np.ndim(self.target) == 1:
+            check_consistent_length(X, self.target)
+        target = encode_labels(self.target, victim.classes, "target")
+        return np.broadcast_to(target, (len(X),)).copy()
+
+    def _fingerprint(self, X, index, victim, seed, batches):
+        """Return what must be equal for a state to be continued, None if there is no file."""
+        if self.state_path is None:
+            return None
+        own = {
+            name: value.tobytes() if isinstance(value, np.ndarray) else value
+            for name, value in sorted(self.get_params(deep=False).items())
+            if name not in WITHOUT_EFFECT
+        }
+        # with any randomness allowed, that of the first part of the run is as good as another
+        seed = None if self.random_state is None else seed
+        digest = hashlib.sha256(repr((own, X.shape, X.dtype, seed)).encode())
+        for rows in chunks(X):
+            digest.update(np.ascontiguousarray(X[rows]))
+        for array in (index, in_batches(victim, X[:16], batches).numpy().round(3)):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    def _checked(self, stages, X, index, victim, n_classes, batches):
+        """Look for what misleads gradients; return the stages to run."""
+        few = X[:64]
+        first, second = in_batches(victim, few, batches), in_batches(victim, few, batches)
+        scale = first.abs().max().clamp_min(1e-12)
+        if self.version != "rand" and (first - second).abs().max() > 1e-4 * scale:
+            message = (
+                f"{victim.name} answers the same question differently from one time to the next: "
+                "its randomness hides gradients. Use version='rand'."
+            )
+            if self.version == "fast":
+                raise ValueError(message)
+            warnings.warn(message, UserWarning, stacklevel=4)
+        few, sizes = X[:200], []
+
+        def look(rows):
+            x = torch.from_numpy(np.array(few[rows])).to(victim.device, victim.dtype)
+            with torch.enable_grad():
+                x.requires_grad_(True)
+                value = margin(victim(x), torch.from_numpy(index[rows]).to(x.device))
+                (gradient,) = torch.autograd.grad(value.sum(), x)
+            victim.calls.backward += len(x)
+            sizes.append(gradient.flatten(1).abs().amax(1))
+
+        batches.run(look, len(few))
+        size = torch.cat(sizes)
+        lost = float(((size == 0) | ~torch.isfinite(size)).double().mean())
+        if lost <= LOST_GRADIENTS:
+            return stages
+        warnings.warn(
+            f"The gradient of the margin is zero or not finite for {lost:.1%} of the samples: "
+            "attacks that follow it will find little, and the result may be far too high.",
+            UserWarning,
+            stacklevel=4,
+        )
+        if self.version == "fast":
+            return standard_stages(check_norm(self.norm, self.supported_norms), n_classes)
+        return stages

@@ -1,0 +1,313 @@
+"""The training loop: where skorch calls, and what a defence answers."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from skorch import NeuralNet
+from torch.utils.data import IterableDataset, Subset
+
+from .._shared import temporarily
+from ..training._data import Crafted, Samples, collate
+from ..training._weights import copy_of_state
+from ..victims import Victim
+from ..victims.engine import lay_out
+from ..victims.victim import two_logits
+
+
+class TrainingLoop:
+    """What a defence overrides of a skorch net."""
+
+    # skorch keeps its run-time state in attributes; as class defaults they leave
+    # `__init__` with nothing to set but parameters, as scikit-learn demands
+    history_ = None
+    initialized_ = False
+    virtual_params_ = {}
+    _modules = ["module"]
+    _criteria = ["criterion"]
+    _optimizers = ["optimizer"]
+    #: Parameters that are objects with parameters of their own.
+    _objects = ("adversary", "head", "weight_perturbation", "augmentation")
+    prefixes_ = [*NeuralNet.prefixes_, "module", "criterion", "optimizer", *_objects]
+    cuda_dependent_attributes_ = ["module_", "criterion_", "optimizer_"]
+    dataset = Samples
+    predict_nonlinearity = "auto"
+    use_caching = "auto"
+    torch_load_kwargs = None
+    _in_fit = False
+    _shape_checked = False
+    #: What is needed during training only.
+    _of_a_session = ("_victims", "_clean", "_last_good", "_candidate", "_batch_weight")
+    #: Optimisation steps that are taken on each batch.
+    _steps_per_batch = 1
+    head_ = None
+    weight_perturbation_ = None
+    augmentation_ = None
+    _channels_last = None
+    _step_logits = None
+    _same_in_training = None
+    _batch_weight = None
+    _clean = None
+    _victims = None
+    _last_good = None
+    _candidate = None
+
+    def initialize(self):
+        """Build the network, the optimizer and the adversary.
+
+        `fit` does this by itself. To load saved parameters into a new
+        estimator without data, give it `input_shape` and `classes` first.
+
+        Returns
+        -------
+        self
+        """
+        if not hasattr(self, "_rng"):
+            self._rng = check_random_state(self.random_state)
+        if not hasattr(self, "classes_inferred_") and self.classes is not None:
+            self.classes_inferred_ = np.unique(np.asarray(self.classes))
+        if not hasattr(self, "input_shape_") and self.input_shape is not None:
+            self.input_shape_ = tuple(int(s) for s in np.atleast_1d(self.input_shape))
+        if not self._in_fit:  # where it is there already
+            self.adversary_ = self._adversary()
+        context = nullcontext() if self._in_fit else self._seeded()
+        with context, self._concrete_device():
+            super().initialize()
+        return self
+
+    def initialize_module(self):
+        """Build the network; called by skorch."""
+        classes = getattr(self, "classes_inferred_", None)
+        module = self.build_module(
+            input_shape=getattr(self, "input_shape_", None),
+            n_classes=None if classes is None else len(classes),
+        )
+        if getattr(self, "_float64", False) and not callable(self.module):
+            # like MLPClassifier, compute with tables in the precision they come in
+            module = module.double()
+        self.module_ = module
+        self.head_ = self._head()
+        self._shape_checked = False
+        self._channels_last = self._same_in_training = None
+        return self
+
+    def initialize_criterion(self):
+        """Build the criterion, one value per sample; called by skorch."""
+        params = self.get_params_for("criterion")
+        if (
+            isinstance(self.criterion, type)
+            and "reduction" in inspect.signature(self.criterion).parameters
+        ):
+            params["reduction"] = "none"
+        self.criterion_ = self.initialized_instance(self.criterion, params)
+        return self
+
+    def _initialize_module(self, reason=None):
+        with self._concrete_device():
+            return super()._initialize_module(reason)
+
+    def _initialize_criterion(self, reason=None):
+        with self._concrete_device():
+            return super()._initialize_criterion(reason)
+
+    def check_data(self, X, y=None):
+        """Do nothing: the data have been validated already."""
+
+    def get_dataset(self, X, y=None):
+        """Return `X` as a Dataset; called by skorch."""
+        base = X
+        while isinstance(base, Subset):
+            base = base.dataset
+        return X if isinstance(base, Samples) else Samples(X, y)
+
+    def get_iterator(self, dataset, training=False):
+        """Return the batches of a Dataset; called by skorch."""
+        prefix = "iterator_train" if training else "iterator_valid"
+        params = self.get_params_for(prefix)
+        added = {}
+        if "collate_fn" not in params:
+            added["collate_fn"] = collate
+        if training and self._in_fit and not isinstance(dataset, IterableDataset):
+            if not {"shuffle", "sampler", "batch_sampler"} & params.keys():
+                added["shuffle"] = True
+            size = params.get("batch_size", self.batch_size)
+            if "drop_last" not in params and 1 < size < len(dataset) and len(dataset) % size == 1:
+                # batch normalisation cannot be trained on a single sample
+                added["drop_last"] = True
+        added = {f"{prefix}__{k}": v for k, v in added.items()}
+        with temporarily(self, **added):
+            return super().get_iterator(dataset, training=training)
+
+    def train_step(self, batch, **fit_params):
+        """Craft the adversarial batch and take one optimisation step.
+
+        The attack comes before the closure that optimizers such as LBFGS call
+        several times.
+        """
+        x, y, weight = self._receive(batch)
+        return self._take_step(Crafted(x, self.craft(x, y), y, weight), **fit_params)
+
+    def _receive(self, batch):
+        """Return samples, labels and weights on the device, augmented and laid out."""
+        features, y = batch
+        x, weight = features if isinstance(features, (tuple, list)) else (features, None)
+        x = self._to_input(x)
+        y = y.to(x.device)
+        if weight is not None:
+            weight = weight.to(x)
+        if len(x) == 0:
+            raise ValueError("A training batch is empty.")
+        if self.augmentation_ is not None:
+            x = self.augmentation_(x)
+        self._batch_weight = weight
+        return self._lay_out(x), y, weight
+
+    def _take_step(self, crafted, **fit_params):
+        """Take one optimisation step on a crafted batch."""
+        step = super().train_step
+        if self.weight_perturbation_ is None:
+            return step((crafted, crafted.y), **fit_params)
+        with self.weight_perturbation_.applied(self, crafted) as crafted:
+            return step((crafted, crafted.y), **fit_params)
+
+    def train_step_single(self, batch, **fit_params):
+        """Compute loss and gradients; skorch's own step, reporting the logits."""
+        self._step_logits = None
+        step = super().train_step_single(batch, **fit_params)
+        step["y_pred"] = self._step_logits
+        self._shape_checked = True
+        return step
+
+    def infer(self, x, **fit_params):
+        """Return logits, or for a crafted training batch its losses; called by skorch."""
+        if isinstance(x, Crafted):
+            with temporarily(self, _batch_weight=x.weight):
+                return self.training_loss(x.x, x.adversarial, x.y)
+        if isinstance(x, (tuple, list)):
+            x = x[0]
+        return two_logits(self.module_(self._to_input(x)))
+
+    def get_loss(self, y_pred, y_true, X=None, training=False):
+        """Return the weighted mean of the losses; called by skorch."""
+        if not isinstance(X, Crafted):
+            return self.criterion_(y_pred, y_true.to(y_pred.device)).mean()
+        if y_pred.ndim == 0:
+            if X.weight is not None:
+                raise ValueError(
+                    f"The loss of {type(self).__name__} is one number per batch, so that it "
+                    "cannot take sample_weight or class_weight into account."
+                )
+            loss = y_pred
+        elif X.weight is None:
+            loss = y_pred.mean()
+        else:
+            loss = (X.weight * y_pred).sum() / X.weight.sum()
+        if not torch.isfinite(loss):
+            self._give_up(float(loss.detach()))
+        if self._candidate is not None:  # a finite loss has proved these weights good
+            self._last_good, self._candidate = self._candidate, None
+        return loss
+
+    def _give_up(self, value):
+        """Stop a diverged training, leaving the last good weights."""
+        epoch = len(self.history_)
+        batch = len(self.history_[-1]["batches"])
+        good = self._candidate if self._last_good is None else self._last_good
+        for name, weights in (good or {}).items():
+            getattr(self, name).load_state_dict(weights)
+        raise FloatingPointError(
+            f"The training loss is {value} in epoch {epoch}, batch {batch}. Training has stopped "
+            "and the weights of the last good epoch are in place, so that the model can be used. "
+            f"Try a smaller lr (it is {self.lr}), data of unit scale (e.g. a "
+            "StandardScaler before this step), or gradient clipping "
+            "(callbacks=[skorch.callbacks.GradientNormClipping(1.0)])."
+        )
+
+    def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Remember the weights to fall back on; called by skorch."""
+        super().on_epoch_begin(net, dataset_train, dataset_valid, **kwargs)
+        parts = {f"{name}_": getattr(self, f"{name}_") for name in self._modules}
+        self._candidate = {k: copy_of_state(v) for k, v in parts.items() if v is not None}
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Record what the adversary has learned; called by skorch."""
+        super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
+        if hasattr(self.adversary_, "record"):
+            for name, value in self.adversary_.record().items():
+                self.history.record(name, value)
+
+    def _lay_out(self, x):
+        """Return `x` in the layout in which the network is fastest; once, see which it is."""
+        if self._channels_last is None:
+            with Victim(self.module_).frozen():
+                self._channels_last = x.ndim == 4 and lay_out(self.module_, x)
+        return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
+
+    def _may_share_clean(self, x):
+        """Return whether the clean logits of attack and loss are the same; look once."""
+        if self._same_in_training is None:
+            self._same_in_training = _is_the_same_in_training(self.module_, x[:2])
+        return self._same_in_training
+
+    def _to_input(self, x):
+        """Bring a batch to the device, precision and shape of the network."""
+        tensor = next(self.module_.parameters(), None)
+        device = self._device() if tensor is None else tensor.device
+        dtype = torch.float32 if tensor is None else tensor.dtype
+        x = torch.as_tensor(x).to(device=device, dtype=dtype if dtype.is_floating_point else None)
+        if hasattr(self, "input_shape_"):
+            x = x.reshape(len(x), *self.input_shape_)
+        return x
+
+    # --- device, files -----------------------------------------------------------------
+
+    def _device(self):
+        return resolve_device(self.device)
+
+    def _concrete_device(self):
+        """Let skorch see a device that torch understands."""
+        return temporarily(self, device=self._device())
+
+    def load_params(self, *args, **kwargs):
+        """Load what `save_params` has saved; see skorch."""
+        with self._concrete_device():
+            return super().load_params(*args, **kwargs)
+
+    def __getstate__(self):
+        with temporarily(self, _in_fit=False):
+            state = super().__getstate__()
+        for name in (*self._of_a_session, "_step_logits"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state):
+        device = state["device"]
+        if device == "auto":
+            state = {**state, "device": resolve_device(device)}
+        super().__setstate__(state)
+        if device == "auto":
+            vars(self)["device"] = device
+
+
+def _is_the_same_in_training(module, x):
+    """Return whether a network computes the same in training and in evaluation mode.
+
+    One with buffers is taken for one that does not: it may write to them.
+    """
+    if next(module.buffers(), None) is not None:
+        return False
+    devices = [x.device] if x.is_cuda else []
+    with Victim(module).frozen(), torch.random.fork_rng(devices=devices), torch.no_grad():
+        first, second = (two_logits(module.train(mode)(x)) for mode in (False, True))
+    return torch.equal(first, second)
+
+
+def resolve_device(device):
+    """Return CUDA where it is present and the CPU otherwise, for "auto"."""
+    if isinstance(device, str) and device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

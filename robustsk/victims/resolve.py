@@ -1,0 +1,159 @@
+"""From anything that can be attacked to a victim.
+
+:func:`as_victim` answers once, for every attack: it turns a torch module, a
+skorch net, one of our estimators or a fitted scikit-learn object into a
+:class:`Victim`, a map from raw data to logits. For attacks that follow
+gradients, scikit-learn objects are rebuilt in torch, in float64, by
+converters; third parties add their own with :func:`register_converter`. For
+black-box attacks they are asked for scores or labels as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from sklearn.ensemble import VotingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import Pipeline
+from torch import nn
+
+from ._checks import check_victim_fitted, no_gradient
+from .converters import convert, convert_step, real_steps
+from .engine import first_output
+from .ensemble import join_victims
+from .queried import queried_victim
+from .victim import Victim, get_members
+
+
+def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients") -> Victim:
+    """Return the :class:`Victim` that `model` is.
+
+    Parameters
+    ----------
+    model : object
+        A torch module, a skorch net, a robustsk estimator, a fitted
+        scikit-learn classifier with a converter, a pipeline or a search over
+        such, or a `FrozenEstimator` around any of them. A list or dict of such
+        is attacked as an ensemble, the mean of their probabilities.
+    attack : str, optional
+        Name of the attack, for the error message.
+    access : {"gradients", "straight-through", "scores", "labels"}, default="gradients"
+        What the attack needs: a differentiable model; the same, but with
+        transformers in a pipeline that have no gradient left to the attack;
+        `decision_function` or `predict_proba`; or nothing but `predict`. Torch
+        modules give all.
+
+    Returns
+    -------
+    Victim
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        If `model` is not fitted.
+    NoGradientError
+        If no gradient can flow through `model`.
+    """
+    if isinstance(model, Victim):
+        if access not in ("scores", "labels") and not model.differentiable:
+            raise no_gradient(attack, model.name)
+        return model
+    if isinstance(model, nn.Module):
+        return Victim(model)
+    if isinstance(model, (list, tuple, dict)):
+        models = list(model.values() if isinstance(model, dict) else model)
+        return join_victims(members_as_victims(models, attack, access))
+    if isinstance(model, type):
+        raise TypeError(f"Give a fitted instance of {model.__name__}, not the class.")
+    if isinstance(model, FrozenEstimator):
+        return as_victim(model.estimator, attack=attack, access=access)
+    check_victim_fitted(model)
+    if isinstance(model, BaseSearchCV):
+        if not hasattr(model, "best_estimator_"):
+            raise NotFittedError(
+                f"This {type(model).__name__} has not kept its best estimator: set refit to True "
+                "or to the name of a metric."
+            )
+        return as_victim(model.best_estimator_, attack=attack, access=access)
+    if hasattr(model, "__robustsk_victim__"):
+        return model.__robustsk_victim__()
+    if hasattr(model, "module_") and hasattr(model, "criterion_"):
+        return _skorch_victim(model)
+    if access in ("scores", "labels"):
+        return queried_victim(model, attack, access)
+    if isinstance(model, Pipeline):
+        return _pipeline_victim(model, attack, access)
+    if isinstance(model, VotingClassifier) and model.voting == "soft" and model.weights is None:
+        victims = members_as_victims(model.estimators_, attack, access)
+        for victim in victims:  # they have been told the classes as numbers
+            victim.classes = model.classes_
+        return join_victims(victims)
+    module = convert(model, attack)
+    return Victim(
+        module,
+        classes=getattr(model, "classes_", None),
+        dtype=torch.float64,
+        name=type(model).__name__,
+    )
+
+
+def members_as_victims(models, attack, access):
+    """Return the victims whose probabilities are to be averaged; see :func:`as_victim`."""
+    if not models:
+        raise ValueError("The list of models to attack is empty: at least one is needed.")
+    # labels have no mean
+    access = "scores" if access == "labels" and len(models) > 1 else access
+    return [as_victim(model, attack=attack, access=access) for model in models]
+
+
+def _skorch_victim(net):
+    criterion = type(net.criterion_).__name__
+    module = net.module_
+    if criterion == "NLLLoss":  # skorch takes the logarithm of what the module returns
+        module = _LogProbabilities(module)
+    return Victim(module, classes=getattr(net, "classes_", None), name=type(net).__name__)
+
+
+class _LogProbabilities(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        p = first_output(self.module(x))
+        return torch.log(p + torch.finfo(p.dtype).eps)
+
+
+class _Chain(nn.Module):
+    """Preprocessing in float64, then a victim in its own precision."""
+
+    def __init__(self, steps, victim):
+        super().__init__()
+        self.steps = nn.Sequential(*steps)
+        self.last = victim.module
+        self.dtype = victim.dtype
+
+    def get_members(self):
+        """Return the members of the victim, each with the same preprocessing."""
+        members = get_members(self.last)
+        return [self] if members == [self.last] else [self._before(member) for member in members]
+
+    def _before(self, member):
+        chain = copy.copy(self)
+        chain._modules = {**self._modules, "last": member}
+        return chain
+
+    def forward(self, x):
+        return self.last(self.steps(x).to(self.dtype))
+
+
+def _pipeline_victim(pipeline, attack, access):
+    *steps, last = real_steps(pipeline)
+    victim = as_victim(last, attack=attack, access=access)
+    modules = [convert_step(step, attack, access) for step in steps]
+    chain = _Chain(modules, victim).to(victim.device)
+    return Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")

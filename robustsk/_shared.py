@@ -4,7 +4,8 @@ A subclass names its own hyperparameters and passes the rest on with
 ``**common``. scikit-learn, however, reads the parameters of an estimator off
 the signature of its ``__init__``. :class:`SharedParameters` therefore gives
 every subclass the full signature, and puts the shared part of the
-documentation where the class docstring says ``%(shared_parameters)s`` and
+documentation where the class docstring says ``%(first_parameter)s`` (what every
+member of a family takes first), ``%(shared_parameters)s`` and
 ``%(shared_attributes)s``.
 """
 
@@ -19,6 +20,7 @@ from types import ModuleType
 class SharedParameters:
     """Give subclasses the signature and documentation of their bases."""
 
+    _first_parameter_doc = ""
     _shared_parameters_doc = ""
     _shared_attributes_doc = ""
 
@@ -28,9 +30,9 @@ class SharedParameters:
             _complete_signature(cls)
         if cls.__doc__:
             doc = inspect.cleandoc(cls.__doc__)
-            for part in ("parameters", "attributes"):
-                text = inspect.cleandoc(getattr(cls, f"_shared_{part}_doc"))
-                doc = doc.replace(f"%(shared_{part})s", _without(text, doc))
+            for part in ("first_parameter", "shared_parameters", "shared_attributes"):
+                text = inspect.cleandoc(getattr(cls, f"_{part}_doc"))
+                doc = doc.replace(f"%({part})s", _without(text, doc))
             cls.__doc__ = doc
 
 

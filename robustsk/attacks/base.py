@@ -77,6 +77,13 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     #: Whether the user may say which class is to be reached.
     targetable = True
 
+    _first_parameter_doc = """
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack. A fitted estimator in a pipeline that will be
+        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
+        `fit` fits a standardised logistic regression as a surrogate.
+"""
+
     _shared_parameters_doc = """
     norm : {inf, 2, 1, "linf", "l2", "l1"}, default=inf
         Norm in which the perturbation is measured.

@@ -52,10 +52,7 @@ class ADRClassifier(EpochMeans, BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     lam_lc : float, default=1.0
         Weight of local compactness.
     lam_gb : float, default=1.0

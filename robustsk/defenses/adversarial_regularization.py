@@ -21,10 +21,7 @@ class AdversarialRegularizationClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     lam : float, default=5.0
         Weight of the divergence. The source tries 0.1 to 5, with more
         robustness and less clean accuracy the larger it is.

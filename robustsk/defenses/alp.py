@@ -18,10 +18,7 @@ class ALPClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     lam : float, default=0.5
         Weight of the distance. At 0 the cross-entropy is what is left.
     ce_on : {"mixed", "clean", "adv"}, default="mixed"

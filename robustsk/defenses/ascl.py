@@ -25,10 +25,7 @@ class ASCLClassifier(EpochMeans, BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     lam_scl : float, default=1.0
         Weight of the contrastive loss, a sum over the two views of a sample:
         twice the mean over all views, which is what other implementations have.

@@ -53,6 +53,13 @@ class BaseDefense(
     ``resume(previous)`` with the last adversary where training goes on.
     """
 
+    _first_parameter_doc = """
+    module : str, torch.nn.Module class or instance, default=None
+        The network, which returns logits. None means an MLP for tables and a
+        small CNN for images; a string names a network of
+        :mod:`robustsk.models`.
+"""
+
     _shared_parameters_doc = """
     adversary : attack, default=None
         What makes the adversarial examples in training, and the threat model

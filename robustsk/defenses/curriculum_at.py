@@ -22,10 +22,7 @@ class CurriculumATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     max_strength : int, default=7
         Largest number of steps; the source has 7 for CIFAR-10 and 40 for MNIST.
     patience : int, default=10

@@ -22,10 +22,7 @@ class DynamicATClassifier(PGDATClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     c_max : float, default=0.5
         The criterion in the first epoch, in units of the loss. With 0 all
         samples take all steps unless they have arrived.

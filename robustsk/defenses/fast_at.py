@@ -42,10 +42,7 @@ class FastATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     variant : {"rs", "n-fgsm", "gradalign", "zerograd"}, default="rs"
         How the adversarial batch is made. "n-fgsm" and "zerograd" are for the
         inf norm only.

@@ -33,10 +33,7 @@ class FATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     loss : {"ce", "trades", "mart"}, default="ce"
         What is minimised: cross-entropy on the friendly examples, or the loss of
         :class:`TRADESClassifier` (whose adversary ascends the divergence) or

@@ -23,10 +23,7 @@ class FeatureScatterClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     label_smoothing : float, default=None
         What is taken from the class, at least 0 and less than
         ``(n_classes - 1) / n_classes``, where labels would say nothing. None

@@ -19,10 +19,7 @@ class FGSMATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     a : float, default=0.5
         Weight of clean samples, in [0, 1]. 1 is natural training, 0 trains on
         adversarial samples only.

@@ -35,10 +35,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     standard_epochs : int, default=20
         Epochs of natural training at the beginning; 0 where `module` is an
         instance that has been trained already.

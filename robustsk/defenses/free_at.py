@@ -21,10 +21,7 @@ class FreeATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     n_replays : int, default=8
         How often each batch is trained on, `m` in the source. With 1 the
         perturbations are those that the batch before asked for.

@@ -46,10 +46,7 @@ class GAIRATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     variant : {"at", "fat", "trades", "rst"}, default="at"
         GAIRAT, GAIR-FAT, GAIR-TRADES, or the loss with which the authors trained
         on pseudo-labelled data as well (GAIR-RST): an interpolation of two

@@ -26,10 +26,7 @@ class MAILClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     gamma : float, default=10.0
         Slope of the weights. 0 gives equal ones: adversarial training.
     b : float, default=-0.5

@@ -21,10 +21,7 @@ class MARTClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=6.0
         Weight of the divergence; 0 leaves the boosted cross-entropy. The
         article calls it lambda; its authors use 6 for a WideResNet and 5 for a

@@ -18,10 +18,7 @@ class MixedATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=1.0
         Weight of the loss on adversarial samples.
     %(shared_parameters)s

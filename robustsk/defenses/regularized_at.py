@@ -22,10 +22,7 @@ class RegularizedATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     l1 : float, default=0.0
         Weight of the sum of absolute values.
     l2 : float, default=0.0

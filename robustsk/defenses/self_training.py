@@ -29,10 +29,7 @@ class RobustSelfTrainingClassifier(TRADESClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     regularizer : {"adversarial", "stability"}, default="adversarial"
         Whether `x'` ascends the divergence, as in TRADES, or is
         ``x + sigma * N(0, I)``, cut off at the valid range. The second is made

@@ -18,10 +18,7 @@ class TRADESClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=6.0
         Weight of the divergence; 0 is natural training.
     %(shared_parameters)s

@@ -26,10 +26,7 @@ class UDRPGDClassifier(MixedATClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=1.0
         Weight of the loss on adversarial samples.
     natural : bool, default=True
@@ -103,10 +100,7 @@ class UDRTRADESClassifier(TRADESClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=6.0
         Weight of the divergence; 0 is natural training.
     kl_direction : {"clean_adv", "adv_clean"}, default="clean_adv"
@@ -180,10 +174,7 @@ class UDRMARTClassifier(MARTClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=5.0
         Weight of the divergence; 0 leaves the boosted cross-entropy.
     form : {"thesis", "original"}, default="thesis"
@@ -264,10 +255,7 @@ class UDRAWPClassifier(UDRPGDClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     beta : float, default=1.0
         Weight of the loss on adversarial samples.
     natural : bool, default=False

@@ -15,10 +15,7 @@ class WRMClassifier(PGDATClassifier):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     gamma : float, default=0.5
         Price of moving a sample, in nats by squared units of the data: the smaller, the more robust
         and the less accurate. The first step has length ``||grad CE|| / (2 * gamma)``.

@@ -24,9 +24,7 @@ class EnsembleADP(BaseEnsemble):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, or list of those, default=None
-        The network of every member, or one per member. None means an MLP for
-        tables and a small CNN for images.
+    %(first_parameter)s
     alpha : float, default=2.0
         Weight of the entropy of the ensemble's prediction.
     beta : float, default=0.5

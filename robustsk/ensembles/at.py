@@ -22,9 +22,7 @@ class EnsembleAT(BaseEnsemble):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, or list of those, default=None
-        The network of every member, or one per member. None means an MLP for
-        tables and a small CNN for images.
+    %(first_parameter)s
     attack : {"ensemble", "members"}, default="ensemble"
         What the adversarial examples are crafted against: the ensemble, the same
         examples for all; or each member alone, which is trained on its own, so

@@ -41,6 +41,12 @@ class BaseEnsemble(BaseDefense):
     attack the ensemble as a whole.
     """
 
+    _first_parameter_doc = """
+    module : str, torch.nn.Module class or instance, or list of those, default=None
+        The network of every member, or one per member. None means an MLP for
+        tables and a small CNN for images.
+"""
+
     _shared_parameters_doc = """
     n_members : int, default=2
         Number of members. With a list of networks it must be their number, or

@@ -34,9 +34,7 @@ class EnsembleCCE(BaseEnsemble):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, or list of those, default=None
-        The network of every member, or one per member. None means an MLP for
-        tables and a small CNN for images.
+    %(first_parameter)s
     mode : {"robust", "detection", "base", "promote", "demote"}, default="robust"
         "robust" is CCE-RM, "detection" is CCE-DM, whose entropy
         (`prediction_entropy`) tells adversarial examples from clean ones but

@@ -34,9 +34,7 @@ class EnsembleDVERGE(BaseEnsemble):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, or list of those, default=None
-        The network of every member, or one per member. None means an MLP for
-        tables and a small CNN for images.
+    %(first_parameter)s
     eps : float, default=0.07
         How far an image is moved, in the norm of the adversary.
     n_steps : int, default=10

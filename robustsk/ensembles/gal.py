@@ -21,9 +21,7 @@ class EnsembleGAL(BaseEnsemble):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, or list of those, default=None
-        The network of every member, or one per member. None means an MLP for
-        tables and a small CNN for images.
+    %(first_parameter)s
     lam : float, default=0.5
         Weight of the alignment; 0 trains the members independently.
     adversarial : bool, default=False

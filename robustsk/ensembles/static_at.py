@@ -31,10 +31,7 @@ class StaticEnsembleATClassifier(BaseDefense):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, default=None
-        The network, which returns logits. None means an MLP for tables and a
-        small CNN for images; a string names a network of
-        :mod:`robustsk.models`.
+    %(first_parameter)s
     sources : list of fitted classifiers, default=None
         The static models: whatever attacks that follow gradients can attack,
         with the classes of the data. Wrap them in

@@ -25,9 +25,7 @@ class EnsembleTRS(BaseEnsemble):
 
     Parameters
     ----------
-    module : str, torch.nn.Module class or instance, or list of those, default=None
-        The network of every member, or one per member. None means an MLP for
-        tables and a small CNN for images.
+    %(first_parameter)s
     lam_a : float, default=1.0
         Weight of the similarity.
     lam_b : float, default=0.25

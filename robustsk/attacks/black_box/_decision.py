@@ -20,6 +20,14 @@ class BaseDecisionAttack(BaseBlackBoxAttack, BaseMinimalAttack):
 
     access = "labels"
 
+    _first_parameter_doc = """
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack; nothing but `predict` is asked of it. A fitted
+        estimator in a pipeline that will be cloned must be wrapped in
+        `sklearn.frozen.FrozenEstimator`. With None, `fit` fits a standardised
+        logistic regression as a surrogate.
+"""
+
     _shared_parameters_doc = STARTS_DOC.lstrip(
         "\n"
     ) + BaseBlackBoxAttack._shared_parameters_doc.lstrip("\n")

@@ -10,6 +10,13 @@ class BaseBlackBoxAttack(BaseAttack):
 
     access = "scores"
 
+    _first_parameter_doc = """
+    estimator : fitted estimator or torch.nn.Module, default=None
+        The model to attack, by scores. A fitted estimator in a pipeline that
+        will be cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With
+        None, `fit` fits a standardised logistic regression as a surrogate.
+"""
+
     _shared_parameters_doc = """
     max_queries : int
         How often the model may be asked about a sample. What has been used is

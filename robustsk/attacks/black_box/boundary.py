@@ -32,11 +32,7 @@ class BoundaryAttack(BaseDecisionAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack; nothing but `predict` is asked of it. A fitted
-        estimator in a pipeline that will be cloned must be wrapped in
-        `sklearn.frozen.FrozenEstimator`. With None, `fit` fits a standardised
-        logistic regression as a surrogate.
+    %(first_parameter)s
     n_draws : int, default=5
         Steps that are tried at a time, the shortest around the sample a
         sixteenth as long as the longest. With 1, as in the paper, a question

@@ -34,11 +34,7 @@ class HopSkipJump(BaseDecisionAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack; nothing but `predict` is asked of it. A fitted
-        estimator in a pipeline that will be cloned must be wrapped in
-        `sklearn.frozen.FrozenEstimator`. With None, `fit` fits a standardised
-        logistic regression as a surrogate.
+    %(first_parameter)s
     n_initial : int, default=50
         Probes in the first iteration, but at most a tenth of `max_queries`;
         iteration `t` has :math:`\sqrt{t}` times as many.

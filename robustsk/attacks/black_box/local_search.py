@@ -31,10 +31,7 @@ class LocalSearch(BaseBlackBoxAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack, by scores. A fitted estimator in a pipeline that
-        will be cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With
-        None, `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     n_steps : int, default=150
         Largest number of rounds.
     n_candidates : int, default=32

@@ -43,10 +43,7 @@ class SquareAttack(BaseBlackBoxAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack, by scores. A fitted estimator in a pipeline that
-        will be cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With
-        None, `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     p_init : float, default=0.8
         Share of the pixels in the first windows. It is halved after 10, 50,
         200, 500, 1000, 2000, 4000, 6000 and 8000 steps.

@@ -16,10 +16,7 @@ class ZOO(BaseEstimatedGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack, by scores. A fitted estimator in a pipeline that
-        will be cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With
-        None, `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     n_draws : int, default=16
         Features per step. Each costs two questions, and the step one more;
         `max_queries` is 10,000 by default.

@@ -39,10 +39,7 @@ class APGD(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     n_steps : int, default=100
         Number of gradient steps of a run.
     n_restarts : int, default=1

@@ -27,10 +27,7 @@ class DynamicPGD(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     criterion : float, default=0.0
         Where to stop, in units of the objective. With 0, the default, only a
         sample that has arrived stops; ``-inf`` makes it :class:`PGD`.

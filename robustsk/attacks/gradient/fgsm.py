@@ -16,10 +16,7 @@ class FGSM(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     random_start : {"none", "uniform", "gaussian"}, default="none"
         Where to start from.
     step_size : float, default=None

@@ -21,10 +21,7 @@ class FriendlyPGD(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     tau : int, default=0
         How many misclassified iterates are passed, in all and not only in a
         row, before stopping at the next one; the start counts as an iterate.

@@ -15,10 +15,7 @@ class GeometryAwarePGD(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     kappa_mode : {"count", "first"}, default="count"
         Whether ``kappa`` is the number of iterates that are classified
         correctly, or the number of the first one that is not. The two differ

@@ -14,10 +14,7 @@ class MIM(BIM):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     decay : float, default=1.0
         What is kept of the accumulated gradient; 0 gives :class:`BIM`.
     n_steps : int, default=10

@@ -26,10 +26,7 @@ class ScaledPGD(PGD):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     scales : float or sequence of float, default=1.0
         Lead of the largest logit over the second after scaling; positive. With
         several the attack is run with one after the other. A small one weighs

@@ -35,10 +35,7 @@ class UDRAdversary(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     soft_ball : {"deadzone", "literal"}, default="deadzone"
         How to pull. "deadzone" leaves what is in the ball alone and takes back the share `kappa` of
         what is outside. "literal" pulls towards the sample everywhere,

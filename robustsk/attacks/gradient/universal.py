@@ -28,10 +28,7 @@ class UniversalPerturbation(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     n_steps : int, default=20
         Number of steps; each is a pass over all samples.
     step_size : float, default=None

@@ -23,10 +23,7 @@ class WRMAdversary(BaseGradientAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     gamma : float, default=1.0
         Weight of the penalty, in units of the objective by squared units of the data. The larger,
         the less samples move.

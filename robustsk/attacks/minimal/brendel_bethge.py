@@ -47,10 +47,7 @@ class BrendelBethge(BaseMinimalAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     n_steps : int, default=100
         Largest number of steps; a sample that gains no more is done earlier.
     n_restarts : int, default=1

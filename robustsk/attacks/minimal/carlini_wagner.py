@@ -32,10 +32,7 @@ class CarliniWagner(BaseMinimalAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     norm : {2, inf, "l2", "linf"}, default=2
         Norm in which the perturbation is measured.
     confidence : float, default=0.0

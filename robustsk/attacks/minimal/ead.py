@@ -30,10 +30,7 @@ class EAD(BaseMinimalAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     norm : {1, "l1"}, default=1
         Norm in which the perturbation is measured.
     beta : float, default=3.0

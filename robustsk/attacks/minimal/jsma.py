@@ -28,10 +28,7 @@ class JSMA(BaseMinimalAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     norm : {0, "l0"}, default=0
         Norm in which the perturbation is measured: the number of features that
         change.

@@ -37,10 +37,7 @@ class LBFGS(BaseMinimalAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     norm : {2, "l2"}, default=2
         Norm in which the perturbation is measured.
     n_steps : int, default=10

@@ -31,10 +31,7 @@ class TransformTAMOO(BaseMultiObjectiveAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     transforms : {"deterministic", "stochastic"}, list or dict of callables, default=None
         Seven transformations of images as :func:`deterministic_transformations`
         or :func:`stochastic_transformations` makes them; or a list of kinds of

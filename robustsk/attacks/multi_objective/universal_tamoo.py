@@ -20,10 +20,7 @@ class UniversalTAMOO(BaseMultiObjectiveAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     group_size : int, default=8
         Number of samples that share a perturbation; what is left over at the
         end is a smaller group.

@@ -107,10 +107,7 @@ class AutoAttack(BaseAttack):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     version : {"standard", "plus", "rand", "fast", "custom"}, default="standard"
         - "standard": see above; in the 1-norm with 5 restarts of APGD and 5
           targets.

@@ -25,10 +25,7 @@ class EOT(BaseWrapper):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     attack : attack, default=None
         The attack inside. None means `PGD()`.
     transformation : callable, default=None

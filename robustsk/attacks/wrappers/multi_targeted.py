@@ -19,10 +19,7 @@ class MultiTargeted(BaseWrapper):
 
     Parameters
     ----------
-    estimator : fitted estimator or torch.nn.Module, default=None
-        The model to attack. A fitted estimator in a pipeline that will be
-        cloned must be wrapped in `sklearn.frozen.FrozenEstimator`. With None,
-        `fit` fits a standardised logistic regression as a surrogate.
+    %(first_parameter)s
     attack : attack, default=None
         What runs against each class. None means `PGD()`. A budget of queries
         is one per class.

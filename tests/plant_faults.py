@@ -129,6 +129,12 @@ FAULTS = (
         ("test_*apgd.py",),
     ),
     Fault(
+        "APGD: second condition for halving asked of the wrong samples",
+        "stalled |= ~self.halved",
+        "stalled |= self.halved",
+        ("test_*apgd.py",),
+    ),
+    Fault(
         "Square: windows grow where they should shrink",
         "sum(when > halving for halving in HALVINGS)",
         "sum(when < halving for halving in HALVINGS)",
@@ -138,6 +144,12 @@ FAULTS = (
         "AutoAttack: what the first stage has fooled is attacked again",
         "left = np.flatnonzero(state.stage < 0)",
         "left = np.flatnonzero(state.stage <= 0)",
+        ("test_*autoattack.py",),
+    ),
+    Fault(
+        "AutoAttack: a later success takes the place of the first",
+        "new = hit & (self.stage[rows] < 0)",
+        "new = hit",
         ("test_*autoattack.py",),
     ),
     Fault(

@@ -114,6 +114,10 @@ def test_text_and_dict(standard):
     assert len(text.splitlines()) == 7
     assert text.splitlines()[-1].startswith("standard")
     assert f"{standard.robust_accuracy:.4f}" in text.splitlines()[-1]
+    for stage, line in zip(standard.stages, text.splitlines()[2:], strict=False):
+        costs = [f"{stage.n_forward}", f"{stage.n_backward}", f"{stage.seconds:.1f}"]
+        counts = [f"{stage.n_attacked}", f"{stage.n_fooled}", f"{stage.robust_accuracy:.4f}"]
+        assert line.split() == [stage.name, *counts, *costs]
     assert [s["name"] for s in numbers["stages"]] == [s.name for s in standard.stages]
     assert numbers["robust_accuracy"] == standard.robust_accuracy
 
@@ -167,6 +171,9 @@ def test_each_attack_alone(digits):
     assert_allclose(robust[0], score_adversarial(net, X, y, FGSM(**COMMON)))
     assert result.robust_accuracy <= min(robust)
     assert robust[1] < robust[0]
+    # the first attack that fools a sample is the one that counts
+    alone = adversarial_outcome(net, X, y, FGSM(**COMMON))
+    assert_array_equal(result.stage == 0, alone.correct & ~alone.robust)
 
 
 def test_custom_attacks_take_the_threat_model_of_the_whole(digits):

@@ -19,6 +19,7 @@ import time
 
 import torch
 from skorch.callbacks import LRScheduler
+from tabulate import tabulate
 
 from robustsk import (
     PGD,
@@ -119,10 +120,8 @@ def main():
                 writer.writeheader()
             writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
     with out.open() as file:
-        rows = list(csv.DictReader(file))
-    print("| " + " | ".join(FIELDS) + " |\n" + "|---" * len(FIELDS) + "|")
-    for row in rows:
-        print("| " + " | ".join(row[f] for f in FIELDS) + " |")
+        rows = [[row[f] for f in FIELDS] for row in csv.DictReader(file)]
+    print(tabulate(rows, FIELDS, "github", disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import roc_auc_score
 from skorch.callbacks import LRScheduler
+from tabulate import tabulate
 from torch.optim.lr_scheduler import MultiStepLR
 
 import robustsk as rs
@@ -708,16 +709,16 @@ def write_markdown(path, table, rows):
             "d: change of a pixel by the adversary of the training, in % of the range.",
             "",
         ]
-    lines += ["| row | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    cells = []
     for row in rows:
         theirs = dict(zip(table.columns, table.source.get(row["row"], ()), strict=False))
-        cells = []
+        cells.append([row["row"]])
         for column in shown:
             text = row[column]
             if theirs.get(column) is not None:
                 text += f" ({theirs[column]:.2f})"
-            cells.append(text)
-        lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
+            cells[-1].append(text)
+    lines.append(tabulate(cells, ["row", *shown], "github", disable_numparse=True))
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -35,11 +35,14 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run what is bel
     from .defenses import *
     from .detection import *
     from .ensembles import *
-    from .evaluation import *
     from .inspection import *
     from .metrics import *
     from .models import *
     from .training import *
+
+    # isort: split
+    # last, because metrics has its names as well, without their types
+    from .evaluation import *
 else:
 
     def __getattr__(name):

@@ -6,11 +6,13 @@ the signature of its ``__init__``. :class:`SharedParameters` therefore gives
 every subclass the full signature, and puts the shared part of the
 documentation where the class docstring says ``%(first_parameter)s`` (what every
 member of a family takes first), ``%(shared_parameters)s`` and
-``%(shared_attributes)s``.
+``%(shared_attributes)s``. A name that nobody knows arrives in the constructor
+of the last base, which has :meth:`SharedParameters._refuse` say so.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from types import ModuleType
 
 
 class SharedParameters:
-    """Give subclasses the signature and documentation of their bases."""
+    """Give subclasses the signature and documentation of their bases, and answer typing errors."""
 
     _first_parameter_doc = ""
     _shared_parameters_doc = ""
@@ -35,6 +37,49 @@ class SharedParameters:
                 doc = doc.replace(f"%({part})s", _without(text, doc))
             cls.__doc__ = doc
 
+    def _refuse(self, names):
+        """Raise a TypeError if there are any of `names`, which are parameters of nobody."""
+        for name in names:
+            close = _closest(name, self._spellings())
+            hint = f" Did you mean {close!r}?" if close else ""
+            raise TypeError(f"{type(self).__name__} has no parameter {name!r}.{hint}")
+
+    def _spellings(self):
+        """Return how each parameter is written, nested ones included, and its name."""
+        return {name: name for name in names_inside(type(self))}
+
+
+def names_inside(thing):
+    """Return the names of what may be said about an object, or to what makes one."""
+    if hasattr(thing, "get_params") and not isinstance(thing, type):
+        return list(thing.get_params(deep=False))
+    try:
+        parameters = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):  # not callable, or written in C
+        return []
+    return [p.name for p in parameters if p.default is not p.empty]
+
+
+def _closest(name, spellings):
+    """Return the spelling that is most like a mistyped one, of equal ones the first, or None."""
+    _, nested, last = name.rpartition("__")
+
+    def likeness(spelling):
+        same = max(_likeness(name, spelling), _likeness(last, spellings[spelling]))
+        # of equal ends the prefix tells which is meant
+        return same, difflib.SequenceMatcher(None, name, spelling).ratio() if nested else 0
+
+    best = max(spellings, key=likeness)
+    return best if likeness(best)[0] >= 0.6 else None
+
+
+def _likeness(first, second):
+    """Return how alike two names are, from 0 to 1."""
+    short, long = sorted((first, second), key=len)
+    # "eps" is what "epsilon" means, although "precision" has more letters in common with it
+    is_part = len(short) > 2 and (long.startswith(short) or long.endswith(f"_{short}"))
+    return max(0.85 * is_part, difflib.SequenceMatcher(None, first, second).ratio())
+
 
 def _without(text, doc):
     """Leave out the entries of `text` that `doc` describes itself."""
@@ -47,6 +92,8 @@ def _complete_signature(cls):
     """Put the parameters behind ``**common`` into the signature of `__init__`."""
     init = vars(cls)["__init__"]
     own = dict(inspect.signature(init).parameters)
+    if own.pop("unknown", None) is not None:  # which the last base takes in order to refuse it
+        init.__signature__ = inspect.Signature(list(own.values()))
     if own.pop("common", None) is None:
         return
     merged = list(own.values())
@@ -60,9 +107,13 @@ def _complete_signature(cls):
     init.__signature__ = inspect.Signature(merged)
 
 
-def public_names(namespace):
-    """Return what a package exports: all that it has imported but modules and what is private."""
-    return sorted(
+def export_all(namespace):
+    """Give a package an `__all__`: all that it has imported but modules and what is private.
+
+    A checker that does not run this goes by ``import X as X``; where it sees an `__all__` that is
+    computed, mypy takes all names for private.
+    """
+    namespace["__all__"] = sorted(
         name
         for name, value in namespace.items()
         if not name.startswith("_") and not isinstance(value, ModuleType)

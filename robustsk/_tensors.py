@@ -21,10 +21,12 @@ def length(steps, norm):
 
 
 def flat(x):
+    """Return a batch as vectors, shape (n, d)."""
     return x.reshape(len(x), -1)
 
 
 def column(values, like):
+    """Bring one value per sample into the shape that multiplies a batch `like`."""
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
@@ -46,7 +48,7 @@ def clamp_through(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.threat import clamp_through
+    >>> from robustsk._tensors import clamp_through
     >>> x = torch.tensor([-1.0, 0.0, 1.0, 2.0], requires_grad=True)
     >>> torch.autograd.grad(clamp_through(x, 0, 1).sum(), x)[0]
     tensor([0., 1., 1., 0.])

@@ -156,8 +156,7 @@ def check_length(value, name):
 
 def check_start(value):
     """Validate the kind of random start."""
-    if value not in RANDOM_STARTS:
-        raise ValueError(f"random_start must be one of {RANDOM_STARTS}, got {value!r}.")
+    check_choice(value, "random_start", RANDOM_STARTS)
     return value
 
 

@@ -1,6 +1,6 @@
 """Attacks: transformer-like objects that yield adversarial examples."""
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ..victims._checks import NoGradientError as NoGradientError
 from ..victims.converters import register_converter as register_converter
 from ..victims.resolve import as_victim as as_victim
@@ -58,4 +58,4 @@ from .wrappers.eot import EOT as EOT
 from .wrappers.multi_targeted import MultiTargeted as MultiTargeted
 from .wrappers.transfer import TransferAttack as TransferAttack
 
-__all__ = _public_names(globals())
+_export_all(globals())

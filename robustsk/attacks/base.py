@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -25,24 +25,9 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import validate_data
 
-from .._containers import (
-    FLOATS,
-    Rows,
-    dataset_labels,
-    is_dataset,
-    is_mapped,
-    like,
-    stack,
-    to_array,
-)
+from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
 from .._shared import SharedParameters
-from .._validation import (
-    check_count,
-    check_labels,
-    check_sample_shape,
-    encode_labels,
-    learn_bounds,
-)
+from .._validation import check_count, check_labels, check_sample_shape, encode_labels, learn_bounds
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
 from .batch import AttackBatch
@@ -50,7 +35,12 @@ from .noise import SampleNoise
 from .objectives import resolve_objective
 from .run import run
 from .targeting import BY_PREDICTION, check_target, choose_target
-from .threat import Ball, check_eps, check_norm
+from .threat import Ball, check_clip, check_eps, check_norm
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from ._parameters import PerturbOptions
 
 
 class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -143,21 +133,23 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        norm=np.inf,
-        eps=None,
-        clip="auto",
-        target=None,
-        mask=None,
-        bn_mode="eval",
-        precision=None,
-        compile=False,
-        batch_size="auto",
-        device="auto",
-        random_state=None,
-        verbose=0,
+        norm: float | str = np.inf,
+        eps: float | ArrayLike | None = None,
+        clip: str | Sequence[ArrayLike] | np.ndarray | None = "auto",
+        target: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        bn_mode: str = "eval",
+        precision: str | None = None,
+        compile: bool | str = False,
+        batch_size: int | str = "auto",
+        device: str | torch.device = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+        **unknown,
     ):
+        self._refuse(unknown)
         self.estimator = estimator
         self.norm = norm
         self.eps = eps
@@ -186,6 +178,30 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """
 
     # --- torch face ------------------------------------------------------------------
+
+    @overload
+    def perturb(
+        self,
+        model: Any,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        objective: str | Callable | None = None,
+        *,
+        return_info: Literal[False] = False,
+        **options: Unpack[PerturbOptions],
+    ) -> torch.Tensor: ...
+
+    @overload
+    def perturb(
+        self,
+        model: Any,
+        x: torch.Tensor,
+        y: torch.Tensor | None = None,
+        objective: str | Callable | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[PerturbOptions],
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
 
     def perturb(
         self,
@@ -340,21 +356,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         return np.where(mask, eps, 0.0)
 
     def _box(self, bounds):
-        if self.clip is None:
-            return None, None
-        if isinstance(self.clip, str):
-            if self.clip != "auto":
-                raise ValueError(f"clip must be 'auto', None or (low, high), got {self.clip!r}.")
-            return (None, None) if bounds is None else bounds
-        try:
-            low, high = (np.asarray(v, dtype=np.float64) for v in self.clip)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"clip must be 'auto', None or (low, high), got {self.clip!r}.") from (
-                error
-            )
-        if np.any(low > high):
-            raise ValueError(f"clip=(low, high) has low > high: {self.clip!r}.")
-        return low, high
+        return check_clip(self.clip, bounds)
 
     def _n_at_a_time(self, X, victim):
         """Return how many of the samples `X` are attacked at a time."""
@@ -392,7 +394,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     # --- scikit-learn face -----------------------------------------------------------
 
-    def fit(self, X: Any, y: ArrayLike | None = None) -> BaseAttack:
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn the valid range of the data, and a surrogate if there is no victim.
 
         Parameters
@@ -461,6 +463,16 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             An array for a Dataset, and see :meth:`generate`.
         """
         return self.generate(X)
+
+    @overload
+    def generate(
+        self, X: Any, y: ArrayLike | None = None, *, return_info: Literal[False] = False
+    ) -> Any: ...
+
+    @overload
+    def generate(
+        self, X: Any, y: ArrayLike | None = None, *, return_info: Literal[True]
+    ) -> tuple[Any, dict[str, np.ndarray]]: ...
 
     def generate(self, X: Any, y: ArrayLike | None = None, *, return_info: bool = False) -> Any:
         """Return adversarial examples against the labels given.

@@ -13,12 +13,45 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from enum import IntEnum
 
 import torch
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Stream(IntEnum):
+    """The streams of random numbers that are drawn from in this package: the first of each.
+
+    What is drawn for a sample has one key. Two of its numbers are independent of each other only
+    if they come from different streams, or from different seeds: whoever draws something new
+    while an attack runs gives it a name here, and a first number with room to the next name.
+    """
+
+    #: Starting points: + the number of the restart. In an attack whose start is not drawn, what is
+    #: drawn in its steps: + the number of the step, or twice that.
+    START = 0
+    #: What is drawn in the steps that follow one drawn start: + the number of the step.
+    STEP = 1
+    #: The two halves of normal numbers: + twice the stream of the normal numbers.
+    NORMAL = 1_001
+    #: Signs of points in the ball of the 1-norm: + the stream of their sizes.
+    SIGN = 5_000
+    #: The class to reach.
+    TARGET = 7_919
+    #: Starting points in place of iterates that lead nowhere: + the number of the step.
+    NEW_START = 10_000
+    #: Weights of several objectives: + the number of the step.
+    WEIGHT = 40_000
+    #: Transformations: + their number, counted through all steps.
+    TRANSFORMATION = 80_000
+    #: Rays on which adversarial points are looked for: times one more than the number of the
+    #: restart, + the number of the ray.
+    RAY = 10**6
+    #: Restarts that have streams of their own for start and steps: times the number of the restart.
+    RESTART = 2**32
 
 
 def _shift_right(z, bits):
@@ -93,7 +126,7 @@ class SampleNoise:
         Parameters
         ----------
         stream : int
-            Another stream, other numbers.
+            Another stream, other numbers; counted from one of those in :class:`Stream`.
         shape : tuple of int, optional
             Shape of the numbers of one sample; None means that of a sample.
 
@@ -112,8 +145,8 @@ class SampleNoise:
 
     def normal(self, stream, shape=None):
         """Return standard normal numbers (Box-Muller); arguments as in `uniform`."""
-        radius = torch.sqrt(-2.0 * torch.log(self.uniform(2 * stream + 1001, shape)))
-        angle = 2.0 * math.pi * self.uniform(2 * stream + 1002, shape)
+        radius = torch.sqrt(-2.0 * torch.log(self.uniform(Stream.NORMAL + 2 * stream, shape)))
+        angle = 2.0 * math.pi * self.uniform(Stream.NORMAL + 2 * stream + 1, shape)
         return radius * torch.cos(angle)
 
     def _unit(self, bits):

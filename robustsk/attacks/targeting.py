@@ -10,6 +10,7 @@ import torch
 
 from .._validation import check_count, check_labels, encode_labels
 from .batch import AttackBatch
+from .noise import Stream
 
 #: Targets that depend on the clean prediction.
 BY_PREDICTION = ("least_likely", "random")
@@ -20,7 +21,7 @@ def choose_target(target, logits, y, noise):
     if target == "least_likely":
         return logits.scatter(1, y[:, None], np.inf).argmin(1)
     n_others = logits.shape[1] - 1
-    drawn = (noise.scalar(7919) * n_others).long().clamp_max(n_others - 1)
+    drawn = (noise.scalar(Stream.TARGET) * n_others).long().clamp_max(n_others - 1)
     return drawn + (drawn >= y)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._tensors import column, flat, length, positive
+from .noise import Stream
 
 #: Perturbation sizes that are customary on images in [0, 1], per norm. For the
 #: 0-norm (the number of features that change) there is no custom.
@@ -109,6 +110,36 @@ def check_eps(
             f"eps has shape {values.shape}, but one sample has shape {tuple(sample_shape)}: "
             "give one number, or an array that broadcasts to one sample."
         ) from error
+
+
+def check_clip(
+    clip: Any, bounds: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Validate a valid range.
+
+    Parameters
+    ----------
+    clip : "auto", None or (low, high)
+    bounds : tuple of (low, high), optional
+        What "auto" stands for; None means no range.
+
+    Returns
+    -------
+    low, high : ndarray or None
+    """
+    if clip is None:
+        return None, None
+    if isinstance(clip, str):
+        if clip != "auto":
+            raise ValueError(f"clip must be 'auto', None or (low, high), got {clip!r}.")
+        return (None, None) if bounds is None else bounds
+    try:
+        low, high = (np.asarray(v, dtype=np.float64) for v in clip)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"clip must be 'auto', None or (low, high), got {clip!r}.") from error
+    if np.any(low > high):
+        raise ValueError(f"clip=(low, high) has low > high: {clip!r}.")
+    return low, high
 
 
 def project_l1(delta: torch.Tensor, radius: float) -> torch.Tensor:
@@ -360,7 +391,7 @@ class Ball:
             noise of standard deviation `std`.
         noise : SampleNoise
         stream : int
-            Number of the restart.
+            ``Stream.START`` plus the number of the restart.
         std : float
         """
         if kind == "none":
@@ -385,7 +416,7 @@ class Ball:
             return direction * column(length, direction)
         # normalised exponentials with one to spare are uniform in the simplex
         magnitude = -torch.log(noise.uniform(stream))
-        sign = (noise.uniform(stream + 5000) > 0.5).to(magnitude) * 2 - 1
+        sign = (noise.uniform(Stream.SIGN + stream) > 0.5).to(magnitude) * 2 - 1
         total = flat(magnitude).sum(1) - torch.log(noise.scalar(stream))
         return sign * magnitude / column(total, magnitude)
 

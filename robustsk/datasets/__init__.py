@@ -14,7 +14,7 @@ Images are float32 arrays of shape ``(n_samples, n_channels, height, width)`` wi
 [0, 1], so the bounds of the input domain are the same for every image data set here.
 """
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ._base import get_data_home as get_data_home
 from ._digits import load_digits_images as load_digits_images
 from ._fetch import fetch_cifar10 as fetch_cifar10
@@ -26,4 +26,4 @@ from ._generators import make_striped_images as make_striped_images
 from ._generators import make_three_clusters as make_three_clusters
 from ._image_folder import load_image_folder as load_image_folder
 
-__all__ = _public_names(globals())
+_export_all(globals())

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal, overload
+
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
+
+
+@overload
+def load_digits_images(*, return_X_y: Literal[False] = False, as_flat: bool = False) -> Bunch: ...
+
+
+@overload
+def load_digits_images(
+    *, return_X_y: Literal[True], as_flat: bool = False
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def load_digits_images(

@@ -1,16 +1,13 @@
-"""MNIST, CIFAR-10 and CIFAR-100: found on disk or downloaded, read into arrays."""
+"""MNIST, CIFAR-10 and CIFAR-100: found on disk or downloaded."""
 
 from __future__ import annotations
 
-import gzip
 import os
-import pickle
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 import numpy as np
 from sklearn.utils import Bunch
@@ -22,6 +19,10 @@ from ._base import (
     pixels_to_float,
     pixels_to_memmap,
 )
+from ._formats import cifar_names_reader, cifar_part_reader, read_mnist_part
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _SUBSETS = ("train", "test", "all")
 
@@ -65,6 +66,16 @@ class _DataSet:
     read_names: Callable[[Sequence[Path]], list[str]]
     files_note: str
     descr: str
+
+
+class _Options(TypedDict, total=False):
+    """What all of these functions take, for their overloads."""
+
+    data_home: str | os.PathLike | None
+    subset: str
+    download_if_missing: bool
+    memory_map: bool
+    as_flat: bool
 
 
 def _fetch(
@@ -193,47 +204,6 @@ def _mnist_variants(name: str) -> tuple[str, ...]:
     return (name, f"{name}.gz", dotted, f"{dotted}.gz")
 
 
-def _read_idx(path: Path, n_dimensions: int) -> np.ndarray:
-    """Read an idx file of unsigned bytes, plain or gzipped."""
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":  # the mark of gzip; the name of the file may say otherwise
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(
-                f"{path} is a damaged gzip file ({error}). Get the file again."
-            ) from error
-    # Two zero bytes, the code of the element type (8 is unsigned byte), the number of dimensions.
-    magic = bytes([0, 0, 8, n_dimensions])
-    header_size = 4 + 4 * n_dimensions
-    if content[:4] != magic or len(content) < header_size:
-        raise ValueError(
-            f"{path} is not an idx file of unsigned bytes with {n_dimensions} dimension(s): it "
-            f"should start with the bytes {magic.hex(' ')}, but starts with "
-            f"{content[:4].hex(' ') or 'nothing'}. Get the file again, or check that it was not "
-            "given the name of another one."
-        )
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", n_dimensions, offset=4))
-    if len(content) - header_size != prod(shape):
-        raise ValueError(
-            f"{path} announces {' x '.join(map(str, shape))} = {prod(shape)} bytes of data but "
-            f"holds {len(content) - header_size}. Get the file again."
-        )
-    return np.frombuffer(content, np.uint8, offset=header_size).reshape(shape)
-
-
-def _read_mnist_part(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-    image_path, label_path = paths
-    images = _read_idx(image_path, 3)
-    labels = _read_idx(label_path, 1)
-    if len(images) != len(labels):
-        raise ValueError(
-            f"{image_path} holds {len(images)} images, but {label_path} holds {len(labels)} "
-            "labels. The two files must belong together."
-        )
-    return images[:, None], labels.astype(np.int64)
-
-
 _MNIST = _DataSet(
     name="mnist",
     title="MNIST",
@@ -245,7 +215,7 @@ _MNIST = _DataSet(
     },
     shared_files=(),
     variants=_mnist_variants,
-    read_part=_read_mnist_part,
+    read_part=read_mnist_part,
     read_names=lambda paths: [str(digit) for digit in range(10)],
     files_note=" (each as it is or with .gz at the end)",
     descr="""\
@@ -258,6 +228,16 @@ Y. LeCun, L. Bottou, Y. Bengio and P. Haffner, "Gradient-based learning applied 
 recognition", Proceedings of the IEEE 86(11), 1998.
 """,
 )
+
+
+@overload
+def fetch_mnist(*, return_X_y: Literal[False] = False, **options: Unpack[_Options]) -> Bunch: ...
+
+
+@overload
+def fetch_mnist(
+    *, return_X_y: Literal[True], **options: Unpack[_Options]
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def fetch_mnist(
@@ -341,104 +321,6 @@ def fetch_mnist(
 # --- CIFAR -----------------------------------------------------------------------------------
 
 
-def _array_helpers() -> dict[str, Any]:
-    """Return the functions with which numpy rebuilds arrays and scalars from a pickle."""
-    # Asking numpy for them works for every numpy; the module they live in was renamed in 2.0.
-    array = np.zeros(1, np.uint8)
-    functions = (
-        array.__reduce__()[0],
-        array.__reduce_ex__(5)[0],
-        np.int64(0).__reduce__()[0],
-    )
-    return {function.__name__: function for function in functions}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler for files that hold nothing but arrays, numbers, strings, lists and dicts.
-
-    A pickle from elsewhere can name any function to be called while it is read; only those that
-    numpy needs for its arrays are accepted here.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        if module == "_codecs" and name == "encode":  # bytes, in pickles of protocol 2
-            return super().find_class(module, name)
-        if module.split(".")[0] == "numpy" and name in _array_helpers():
-            return _array_helpers()[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
-
-
-def _unpickle(stream: BinaryIO) -> dict[str, Any]:
-    # The published files were written by Python 2, whose strings come as bytes.
-    content = _ArrayUnpickler(stream, encoding="bytes").load()
-    return {_text(key): value for key, value in content.items()}
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
-
-
-def _read_cifar_file(path: Path, *keys: str) -> Any:
-    """Return the value of the first of the keys that a CIFAR file has, and all its content."""
-    try:
-        with path.open("rb") as stream:
-            content = _unpickle(stream)
-    except OSError:
-        raise
-    except Exception as error:
-        # A file that is no pickle can make the unpickler fail in any way.
-        raise ValueError(
-            f"{path} is not a file of the Python version of CIFAR ({error}). Get the file again."
-        ) from error
-    for key in keys:
-        if key in content:
-            return content[key], content
-    raise ValueError(
-        f"{path} is not a file of the Python version of CIFAR that is wanted here: it should have "
-        f"the key {' or '.join(map(repr, keys))}, but has {sorted(content)}."
-    )
-
-
-def _read_cifar_batch(path: Path, label_key: str) -> tuple[np.ndarray, np.ndarray]:
-    labels, content = _read_cifar_file(path, label_key)
-    pixels = content.get("data")
-    if (
-        not isinstance(pixels, np.ndarray)
-        or pixels.dtype != np.uint8
-        or pixels.shape != (len(labels), 3 * 32 * 32)
-    ):
-        given = (
-            f"{pixels.dtype} array of shape {pixels.shape}"
-            if isinstance(pixels, np.ndarray)
-            else type(pixels).__name__
-        )
-        raise ValueError(
-            f"{path} should have, under the key 'data', a uint8 array of shape ({len(labels)}, "
-            f"3072) for its {len(labels)} labels, but has: {given}. Get the file again."
-        )
-    return pixels.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
-
-
-def _cifar_part_reader(
-    label_key: str,
-) -> Callable[[Sequence[Path]], tuple[np.ndarray, np.ndarray]]:
-    def read_part(paths: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = zip(*(_read_cifar_batch(path, label_key) for path in paths), strict=True)
-        return np.concatenate(images), np.concatenate(labels)
-
-    return read_part
-
-
-def _cifar_names_reader(key: str) -> Callable[[Sequence[Path]], list[str]]:
-    def read_names(paths: Sequence[Path]) -> list[str]:
-        names, _ = _read_cifar_file(paths[0], key)
-        return [_text(name) for name in names]
-
-    return read_names
-
-
 _CIFAR10 = _DataSet(
     name="cifar10",
     title="CIFAR-10",
@@ -450,8 +332,8 @@ _CIFAR10 = _DataSet(
     },
     shared_files=("batches.meta",),
     variants=lambda name: (name,),
-    read_part=_cifar_part_reader("labels"),
-    read_names=_cifar_names_reader("label_names"),
+    read_part=cifar_part_reader("labels"),
+    read_names=cifar_names_reader("label_names"),
     files_note=" (the content of cifar-10-python.tar.gz)",
     descr="""\
 CIFAR-10: small photographs of ten kinds of things
@@ -472,8 +354,8 @@ _CIFAR100 = _DataSet(
     files={"train": ("train",), "test": ("test",)},
     shared_files=("meta",),
     variants=lambda name: (name,),
-    read_part=_cifar_part_reader("fine_labels"),
-    read_names=_cifar_names_reader("fine_label_names"),
+    read_part=cifar_part_reader("fine_labels"),
+    read_names=cifar_names_reader("fine_label_names"),
     files_note=" (the content of cifar-100-python.tar.gz)",
     descr="""\
 CIFAR-100: small photographs of a hundred kinds of things
@@ -486,6 +368,16 @@ A. Krizhevsky, "Learning multiple layers of features from tiny images", technica
 University of Toronto, 2009.
 """,
 )
+
+
+@overload
+def fetch_cifar10(*, return_X_y: Literal[False] = False, **options: Unpack[_Options]) -> Bunch: ...
+
+
+@overload
+def fetch_cifar10(
+    *, return_X_y: Literal[True], **options: Unpack[_Options]
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def fetch_cifar10(
@@ -567,6 +459,16 @@ def fetch_cifar10(
         memory_map=memory_map,
         as_flat=as_flat,
     )
+
+
+@overload
+def fetch_cifar100(*, return_X_y: Literal[False] = False, **options: Unpack[_Options]) -> Bunch: ...
+
+
+@overload
+def fetch_cifar100(
+    *, return_X_y: Literal[True], **options: Unpack[_Options]
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def fetch_cifar100(

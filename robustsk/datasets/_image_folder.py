@@ -10,12 +10,15 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, TypedDict, overload
 
 import numpy as np
 from sklearn.utils import Bunch, check_scalar
 
 from ._base import pixels_to_float
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -51,6 +54,28 @@ class _FirstByName:
         self.pixels[name] = pixels
         if self.limit is not None and len(self.names) > self.limit:
             del self.pixels[self.names.pop()]
+
+
+class _Options(TypedDict, total=False):
+    """What :func:`load_image_folder` takes, for its overloads."""
+
+    subset: str | None
+    size: tuple[int, int] | None
+    extensions: Sequence[str]
+    max_per_class: int | None
+    grayscale: bool
+
+
+@overload
+def load_image_folder(
+    path: str | os.PathLike, *, return_X_y: Literal[False] = False, **options: Unpack[_Options]
+) -> Bunch: ...
+
+
+@overload
+def load_image_folder(
+    path: str | os.PathLike, *, return_X_y: Literal[True], **options: Unpack[_Options]
+) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 def load_image_folder(

@@ -1,6 +1,6 @@
 """Defences: scikit-learn classifiers that are trained to be robust."""
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from .adr import ADRClassifier as ADRClassifier
 from .adversarial_regularization import (
     AdversarialRegularizationClassifier as AdversarialRegularizationClassifier,
@@ -39,4 +39,4 @@ from .udr import UDRPGDClassifier as UDRPGDClassifier
 from .udr import UDRTRADESClassifier as UDRTRADESClassifier
 from .wrm import WRMClassifier as WRMClassifier
 
-__all__ = _public_names(globals())
+_export_all(globals())

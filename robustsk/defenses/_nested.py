@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
+from torch import nn
 
+from .._shared import names_inside
 from ..attacks.base import check_attack
+from ..models import MLP, SmallCNN
+from ..models.registry import MODELS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 #: What the parameters that hold objects expect, and a method that tells it.
 _EXPECTED = {
@@ -16,6 +23,8 @@ _EXPECTED = {
     "weight_perturbation": ("an object such as AWP(gamma=0.01)", "applied"),
     "augmentation": ("a function of a batch, or an object such as RandomCropFlip()", "__call__"),
 }
+#: Parameters that hold what makes an object.
+_MADE = ("module", "criterion", "optimizer", "iterator_train")
 
 
 class NestedParameters:
@@ -77,17 +86,49 @@ class NestedParameters:
         return [*self._signature_names(), *sorted(self._params_to_validate)]
 
     def _validate_params(self):
-        unknown = {
-            k
-            for k in self._params_to_validate
-            if k.split("__")[0] not in self.prefixes_ or "__" not in k
-        }
-        for key in sorted(unknown):
-            close = difflib.get_close_matches(
-                key, [*self._signature_names(), *(p + "__" for p in self.prefixes_)], n=1
-            )
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"{type(self).__name__} has no parameter {key!r}.{hint}")
+        self._refuse(k for k in sorted(self._params_to_validate) if not self._is_nested(k))
+
+    def _is_nested(self, key):
+        """Return whether a name is that of a parameter of a nested object."""
+        prefix, dunder, _ = key.partition("__")
+        return bool(dunder) and prefix in self.prefixes_
+
+    def _may_be_nested(self, key):
+        """Return the same in the constructor; what is let through is looked at in `initialize`."""
+        # a subclass from elsewhere may have parts of its own, of which skorch learns in initialize
+        ours = type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+        if self._is_nested(key) or ("__" in key and not ours):
+            return True
+        # scikit-learn's checks take "nested" for a parameter, since **nested is in the signature
+        return key in inspect.signature(type(self)).parameters
+
+    def _spellings(self):
+        spelled = {name: name for name in self._signature_names()}
+        for part, things in self._parts().items():
+            inside = dict.fromkeys(name for thing in things for name in names_inside(thing))
+            inside.pop("estimator", None)  # an adversary is told what to attack
+            spelled.update((f"{part}__{name}", name) for name in inside)
+        return spelled
+
+    def _parts(self):
+        """Return what is nested, or what makes it, in the constructor already."""
+        parts = {name: [getattr(self, name)] for name in (*self._objects, *_MADE)}
+        if self.adversary is None:
+            # of a stand-in with all defaults: it may depend on what `self` has not been told yet
+            defaults = inspect.signature(type(self)).parameters.items()
+            bare = object.__new__(type(self))
+            vars(bare).update((n, p.default) for n, p in defaults if p.default is not p.empty)
+            try:
+                parts["adversary"] = [bare.default_adversary()]
+            except Exception:  # it needs what has no default; there is a hint less then
+                parts["adversary"] = []
+        if self.module is None:
+            parts["module"] = [MLP, SmallCNN]
+        elif isinstance(self.module, str):
+            parts["module"] = [MODELS.get(self.module)]
+        elif isinstance(self.module, nn.Module):
+            parts["module"] = [type(self.module)]
+        return parts
 
     def get_params(self, deep=True, **kwargs):
         """Return the parameters, those of nested objects included if `deep`."""
@@ -98,7 +139,7 @@ class NestedParameters:
         params.update({k: getattr(self, k) for k in self._params_to_validate})
         return params
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters of this estimator and of the objects in it.
 
         Parameters
@@ -138,8 +179,7 @@ class NestedParameters:
                 super().set_params(**rest)
         valid = self._signature_names()
         for key, value in params.items():
-            prefix, dunder, _ = key.partition("__")
-            if key not in vars(self) and not (dunder and prefix in self.prefixes_):
+            if key not in vars(self) and not self._is_nested(key):
                 raise ValueError(
                     f"Invalid parameter {key!r} for estimator {type(self).__name__}. "
                     f"Valid parameters are: {sorted(valid)}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from ..training._weights import copy_of_state
 from ..victims import Victim
 from ..victims.engine import lay_out
 from ..victims.victim import two_logits
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TrainingLoop:
@@ -56,7 +60,7 @@ class TrainingLoop:
     _last_good = None
     _candidate = None
 
-    def initialize(self):
+    def initialize(self) -> Self:
         """Build the network, the optimizer and the adversary.
 
         `fit` does this by itself. To load saved parameters into a new

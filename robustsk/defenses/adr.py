@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -12,6 +13,11 @@ from ..losses import entropy, global_compactness, kl_divergence, local_compactne
 from ..models import get_layer
 from ._records import EpochMeans
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 #: What each preset takes where a parameter is None.
 _PRESETS = {
@@ -149,24 +155,24 @@ class ADRClassifier(EpochMeans, BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        lam_lc=1.0,
-        lam_gb=1.0,
-        lam_smt=1.0,
-        lam_conf=0.0,
-        alpha=0.99,
-        p=1,
-        latent_reduction="mean",
-        layer=None,
-        objective="ce",
-        kl_direction="reverse",
-        preset=None,
-        pairs=None,
-        detach_clean=None,
-        entropy_of=None,
-        ce_weight=None,
-        **common,
+        lam_lc: float = 1.0,
+        lam_gb: float = 1.0,
+        lam_smt: float = 1.0,
+        lam_conf: float = 0.0,
+        alpha: float = 0.99,
+        p: float = 1,
+        latent_reduction: str = "mean",
+        layer: str | None = None,
+        objective: str = "ce",
+        kl_direction: str = "reverse",
+        preset: str | None = None,
+        pairs: str | None = None,
+        detach_clean: bool | None = None,
+        entropy_of: str | None = None,
+        ce_weight: float | None = None,
+        **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, **common)
         self.lam_lc = lam_lc
@@ -227,26 +233,32 @@ class ADRClassifier(EpochMeans, BaseDefense):
             logits_adv, z_adv = self.logits_and_features(x_adv, self.layer)
         else:
             logits, logits_adv = self.logits(x), self.logits(x_adv)
+        # Eq. 4
         loss = self.classification_loss(logits, y) + self.classification_loss(logits_adv, y)
         loss = self._read("ce_weight") * loss
         if self.lam_conf > 0:
+            # Eq. 5
             loss = loss + self.lam_conf * entropy(logits_adv)
             if self._read("entropy_of") == "both":
                 loss = loss + self.lam_conf * entropy(logits)
         detach = self._read("detach_clean")
         if self.lam_smt > 0:
             clean = logits.detach() if detach else logits
+            # Eq. 6
             loss = loss + self.lam_smt * kl_divergence(clean, logits_adv)
+        # Eq. 7
         return loss + self._compactness(z.detach() if detach else z, z_adv, y) if compact else loss
 
     def _compactness(self, z, z_adv, y):
         """Return the terms on representations, shape (n,)."""
         loss, means = 0.0, {}
         if self.lam_lc > 0:
+            # Eq. 1
             value = local_compactness(z, z_adv, self.p, self.latent_reduction)
             loss = loss + self.lam_lc * value
             means["local_compactness"] = value.mean()
         if self.lam_gb > 0:
+            # Eqs. 2 and 3
             value = global_compactness(
                 z,
                 y,

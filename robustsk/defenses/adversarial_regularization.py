@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -9,6 +11,11 @@ from .._validation import check_choice, check_length
 from ..attacks import PGD, Objective
 from ..losses import prediction_distance
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class AdversarialRegularizationClassifier(BaseDefense):
@@ -70,13 +77,13 @@ class AdversarialRegularizationClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        lam=5.0,
-        attack_lam=None,
-        kl_direction="nat_to_adv",
-        detach_natural=False,
-        **common,
+        lam: float = 5.0,
+        attack_lam: float | None = None,
+        kl_direction: str = "nat_to_adv",
+        detach_natural: bool = False,
+        **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, **common)
         self.lam = lam

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_choice, check_length
 from ..losses import logit_pairing
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class ALPClassifier(BaseDefense):
@@ -65,7 +72,15 @@ class ALPClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, lam=0.5, ce_on="mixed", pairing="l2", **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        lam: float = 0.5,
+        ce_on: str = "mixed",
+        pairing: str = "l2",
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.lam = lam
         self.ce_on = ce_on

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._validation import check_choice, check_length
-from ..attacks.noise import SampleNoise
+from ..attacks.noise import SampleNoise, Stream
 from ..losses import contrastive_loss, contrastive_selection, kl_divergence
 from ..models import forward_with_features, get_classifier, get_layer, make_projection
 from ._records import EpochMeans
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import Network, ProjectedDefenseParameters
 
 
 class ASCLClassifier(EpochMeans, BaseDefense):
@@ -119,19 +127,19 @@ class ASCLClassifier(EpochMeans, BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        lam_scl=1.0,
-        lam_vat=2.0,
-        selection="leaked",
-        temperature=0.07,
-        similarity="cosine",
-        projection=None,
-        natural=True,
-        anchor_prediction="own",
-        keep_counterpart=True,
-        layer=None,
-        **common,
+        lam_scl: float = 1.0,
+        lam_vat: float = 2.0,
+        selection: str = "leaked",
+        temperature: float = 0.07,
+        similarity: str = "cosine",
+        projection: str | Callable[..., nn.Module] | None = None,
+        natural: bool = True,
+        anchor_prediction: str = "own",
+        keep_counterpart: bool = True,
+        layer: str | None = None,
+        **common: Unpack[ProjectedDefenseParameters],
     ):
         super().__init__(module, **common)
         self.lam_scl = lam_scl
@@ -173,13 +181,16 @@ class ASCLClassifier(EpochMeans, BaseDefense):
             logits_adv, z_adv = self.logits_and_features(x_adv, self.layer)
         else:
             logits, logits_adv = self.logits(x), self.logits(x_adv)
+        # Eq. 4
         loss = self.classification_loss(logits_adv, y)
         if self.natural:
             loss = self.classification_loss(logits, y) + loss
         if self.lam_scl > 0:
             members = self._select(x, y, logits, logits_adv)
+            # Eqs. 1 to 3
             loss = loss + self.lam_scl * contrast(self, z, z_adv, members)
         if self.lam_vat > 0:
+            # Eq. 5; the sum is Eq. 6
             loss = loss + self.lam_vat * kl_divergence(logits, logits_adv)
         return loss
 
@@ -218,7 +229,7 @@ def contrast(clf, z, z_adv, members):
 
 def sample_ids(x):
     """Return a number for each sample that is the same for identical ones only, shape (n,)."""
-    return SampleNoise(x.double(), 0).scalar(0)
+    return SampleNoise(x.double(), 0).scalar(Stream.START)
 
 
 def build_projection(clf, layer=None):

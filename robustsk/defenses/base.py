@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ from ._fitting import Preparation
 from ._nested import NestedParameters
 from ._prediction import Prediction
 from ._skorch import TrainingLoop, resolve_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from ..models.heads import Head
+    from ..training import AWP
+    from ._parameters import AnyNestedParameters, Network
 
 
 class BaseDefense(
@@ -143,31 +151,31 @@ class BaseDefense(
 
     def __init__(
         self,
-        module=None,
+        module: Network | Sequence[Network] | None = None,
         *,
-        adversary=None,
-        head=None,
-        weight_perturbation=None,
-        augmentation=None,
-        input_shape=None,
-        criterion=nn.CrossEntropyLoss,
-        optimizer=torch.optim.Adam,
-        lr=0.005,
-        max_epochs=20,
-        batch_size=128,
-        precision=None,
-        class_weight=None,
-        warm_start=False,
-        train_split=None,
-        callbacks=None,
-        classes=None,
-        iterator_train=DataLoader,
-        iterator_valid=DataLoader,
-        compile=False,
-        device="auto",
-        random_state=None,
-        verbose=0,
-        **nested,
+        adversary: BaseAttack | None = None,
+        head: Head | None = None,
+        weight_perturbation: AWP | None = None,
+        augmentation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        input_shape: Sequence[int] | None = None,
+        criterion: Callable[..., Any] = nn.CrossEntropyLoss,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+        lr: float = 0.005,
+        max_epochs: int = 20,
+        batch_size: int = 128,
+        precision: str | None = None,
+        class_weight: dict | str | None = None,
+        warm_start: bool = False,
+        train_split: Callable | None = None,
+        callbacks: Sequence[Any] | str | None = None,
+        classes: ArrayLike | None = None,
+        iterator_train: Callable[..., Any] = DataLoader,
+        iterator_valid: Callable[..., Any] = DataLoader,
+        compile: bool = False,
+        device: str | torch.device | None = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: int = 0,
+        **nested: Unpack[AnyNestedParameters],
     ):
         # not setattr: skorch would take a module given as an instance for its own
         vars(self).update(
@@ -196,6 +204,7 @@ class BaseDefense(
             verbose=verbose,
             **nested,
         )
+        self._refuse(key for key in nested if not self._may_be_nested(key))
 
     # --- what a defence defines --------------------------------------------------------
 
@@ -273,6 +282,30 @@ class BaseDefense(
         return self.perturb(self.module_, x, y)
 
     # --- tools for defences ------------------------------------------------------------
+
+    @overload
+    def perturb(
+        self,
+        module: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        *,
+        objective: str | Callable | None = None,
+        adversary: BaseAttack | None = None,
+        return_info: Literal[False] = False,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def perturb(
+        self,
+        module: nn.Module,
+        x: torch.Tensor,
+        y: torch.Tensor | None,
+        *,
+        objective: str | Callable | None = None,
+        adversary: BaseAttack | None = None,
+        return_info: Literal[True],
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
 
     def perturb(self, module, x, y, *, objective=None, adversary=None, return_info=False):
         """Attack a network in the course of training.
@@ -434,7 +467,7 @@ class BaseDefense(
 
     def fit(
         self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
-    ) -> BaseDefense:
+    ) -> Self:
         """Train the network.
 
         An interrupt (Ctrl-C) ends the training and leaves a usable model.
@@ -473,7 +506,7 @@ class BaseDefense(
         y: ArrayLike | None = None,
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-    ) -> BaseDefense:
+    ) -> Self:
         """Train for another `max_epochs` epochs, from where training stopped.
 
         Parameters

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._validation import check_count, check_length
-from ..attacks.noise import SampleNoise
+from ..attacks.noise import SampleNoise, Stream
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class CurriculumATClassifier(BaseDefense):
@@ -78,7 +85,15 @@ class CurriculumATClassifier(BaseDefense):
     strength_ = _waited = 0
     _best = -np.inf
 
-    def __init__(self, module=None, *, max_strength=7, patience=10, min_accuracy=0.0, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        max_strength: int = 7,
+        patience: int = 10,
+        min_accuracy: float = 0.0,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.max_strength = max_strength
         self.patience = patience
@@ -109,7 +124,7 @@ class CurriculumATClassifier(BaseDefense):
         """Return each sample after as many steps as it has drawn."""
         rows = self._rows(x)
         noise = SampleNoise(rows, int(self._rng.randint(np.iinfo(np.int32).max)))
-        drawn = (noise.scalar(0) * (self.strength_ + 1)).long().clamp_max(self.strength_)
+        drawn = (noise.scalar(Stream.START) * (self.strength_ + 1)).long().clamp_max(self.strength_)
         self._drawn = drawn
         x_adv = x.clone()
         for n_steps in range(1, self.strength_ + 1):

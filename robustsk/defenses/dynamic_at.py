@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .._validation import check_length
 from ..attacks import DynamicPGD
 from .pgd_at import PGDATClassifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class DynamicATClassifier(PGDATClassifier):
@@ -66,7 +72,14 @@ class DynamicATClassifier(PGDATClassifier):
     True
     """
 
-    def __init__(self, module=None, *, c_max=0.5, n_decay_epochs=None, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        c_max: float = 0.5,
+        n_decay_epochs: float | None = None,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.c_max = c_max
         self.n_decay_epochs = n_decay_epochs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,10 +12,16 @@ from torch import Tensor
 from .._tensors import column
 from .._validation import check_length
 from ..attacks.gradient.base import BaseGradientAttack
-from ..attacks.noise import SampleNoise
+from ..attacks.noise import SampleNoise, Stream
 from ..attacks.threat import check_norm
 from ..training.overfitting import CatastrophicOverfittingStop
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..attacks._parameters import GradientParameters
+    from ._parameters import DefenseParameters, Network
 
 #: Noise of the start and step, in radii.
 _VARIANTS = {
@@ -115,15 +122,15 @@ class FastATClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        variant="rs",
-        alpha=None,
-        noise=None,
-        lam=0.2,
-        quantile=0.35,
-        watch=True,
-        **common,
+        variant: str = "rs",
+        alpha: float | None = None,
+        noise: float | None = None,
+        lam: float = 0.2,
+        quantile: float = 0.35,
+        watch: bool = True,
+        **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, **common)
         self.variant = variant
@@ -173,7 +180,7 @@ class FastATClassifier(BaseDefense):
         rows = self._rows(x)
         noise = SampleNoise(rows, int(self._rng.randint(np.iinfo(np.int32).max)))
         ball = self.adversary_.reach(rows, getattr(self, "clip_bounds_", None))
-        return x_adv, ball.random_start("uniform", noise, 0, 0.0).reshape(x.shape)
+        return x_adv, ball.random_start("uniform", noise, Stream.START, 0.0).reshape(x.shape)
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x'), y)``, and the alignment of gradients if asked for; shape (n,)."""
@@ -209,7 +216,14 @@ class _SingleStep(BaseGradientAttack):
     """One step from noise, which may end outside of the ball."""
 
     def __init__(
-        self, estimator=None, *, noise=1.0, alpha=1.0, quantile=0.0, projected=True, **common
+        self,
+        estimator: Any = None,
+        *,
+        noise: float = 1.0,
+        alpha: float = 1.0,
+        quantile: float = 0.0,
+        projected: bool = True,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.noise = noise
@@ -220,7 +234,7 @@ class _SingleStep(BaseGradientAttack):
     def _attack_batch(self, batch):
         ball, z = batch.ball, batch.x
         if self.noise:
-            drawn = ball.draw(batch.noise, 0)
+            drawn = ball.draw(batch.noise, Stream.START)
             z = ball.clamp(z + self.noise * ball.radius * ball.to_data(drawn))
         _, _, gradient = batch.value_and_gradient(z)
         n_small = int(self.quantile * gradient[0].numel())

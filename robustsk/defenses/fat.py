@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_choice, check_length
@@ -11,6 +14,11 @@ from .base import BaseDefense
 from .mart import MARTClassifier
 from .pgd_at import PGDATClassifier
 from .trades import TRADESClassifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 #: Classifiers whose loss is minimised.
 _LOSSES = {"ce": PGDATClassifier, "trades": TRADESClassifier, "mart": MARTClassifier}
@@ -50,7 +58,7 @@ class FATClassifier(BaseDefense):
     adversary : attack, default=None
         What makes the adversarial examples in training, and the threat model
         that `score_adversarial` assumes. None means a
-        :class:`robustsk.FriendlyPGD` with 10 steps and ``eps=8/255``; from a
+        :class:`robustsk.attacks.FriendlyPGD` with 10 steps and ``eps=8/255``; from a
         uniform start with ``omega=0.001`` for cross-entropy, and next to the
         sample with ``omega=0`` for the other losses. Its parameters can be given
         as ``adversary__eps=0.3``. Its randomness comes from the `random_state`
@@ -90,7 +98,15 @@ class FATClassifier(BaseDefense):
     2
     """
 
-    def __init__(self, module=None, *, loss="ce", beta=6.0, tau=None, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        loss: str = "ce",
+        beta: float = 6.0,
+        tau: int | Sequence[Sequence[int]] | None = None,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.loss = loss
         self.beta = beta

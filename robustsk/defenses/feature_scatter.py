@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,11 @@ from torch.nn import functional as F
 
 from ..attacks import FeatureScatter
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class FeatureScatterClassifier(BaseDefense):
@@ -65,7 +71,13 @@ class FeatureScatterClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, label_smoothing=None, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        label_smoothing: float | None = None,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.label_smoothing = label_smoothing
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from .._validation import check_choice
 from ..attacks import BIM, FGSM
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class FGSMATClassifier(BaseDefense):
@@ -24,8 +30,8 @@ class FGSMATClassifier(BaseDefense):
         Weight of clean samples, in [0, 1]. 1 is natural training, 0 trains on
         adversarial samples only.
     iterated : bool, default=False
-        Whether `x'` is made by :class:`robustsk.BIM`, in as many steps of such a
-        length as the `adversary` has, instead of :class:`robustsk.FGSM`.
+        Whether `x'` is made by :class:`robustsk.attacks.BIM`, in as many steps of such a
+        length as the `adversary` has, instead of :class:`robustsk.attacks.FGSM`.
     label : {"true", "pred"}, default=None
         What is moved away from: the true label, or what the network predicts at
         the time, from which it learns nothing about the label. None means
@@ -72,7 +78,15 @@ class FGSMATClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, a=0.5, iterated=False, label=None, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        a: float = 0.5,
+        iterated: bool = False,
+        label: str | None = None,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.a = a
         self.iterated = iterated

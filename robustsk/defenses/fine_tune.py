@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from skorch import NeuralNet
 from torch import Tensor
 
-from .._validation import check_choice, check_length
+from .._validation import check_choice, check_count, check_length
 from ..attacks import DRA, PGD
 from ..attacks.gradient.dra import DEFAULT_MEAN
 from ..attacks.threat import check_eps, check_norm
@@ -17,6 +18,11 @@ from ..training._data import Crafted
 from ..training._weights import copy_of_state
 from .base import BaseDefense
 from .standard import standard_version
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 #: What a loss is about: both parts, or the one of the two steps on a batch.
 _BOTH, _CLEAN, _ADVERSARIAL = "both", "clean", "adversarial"
@@ -143,20 +149,20 @@ class AdversarialFineTuneClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        standard_epochs=20,
-        standard_lr=0.005,
-        standard_callbacks=None,
-        eps_start=None,
-        eps_end=None,
-        decay_epochs=None,
-        update="alternate",
-        lam=1.0,
-        constraint=None,
-        rho=1.0,
-        slack=0.1,
-        **common,
+        standard_epochs: int = 20,
+        standard_lr: float = 0.005,
+        standard_callbacks: Sequence[Any] | None = None,
+        eps_start: float | None = None,
+        eps_end: float | None = None,
+        decay_epochs: int | None = None,
+        update: str = "alternate",
+        lam: float = 1.0,
+        constraint: str | None = None,
+        rho: float = 1.0,
+        slack: float = 0.1,
+        **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, **common)
         self.standard_epochs = standard_epochs
@@ -232,10 +238,8 @@ class AdversarialFineTuneClassifier(BaseDefense):
             check_choice(getattr(self, name), name, allowed)
         for name in ("standard_epochs", "decay_epochs"):
             value = getattr(self, name)
-            if name == "decay_epochs" and value is None:
-                continue
-            if not isinstance(value, numbers.Integral) or value < 0:
-                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
+            if name == "standard_epochs" or value is not None:
+                check_count(value, name, least=0)
         for name in ("lam", "rho", "slack", "standard_lr"):
             check_length(getattr(self, name), name)
 

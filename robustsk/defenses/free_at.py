@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,11 @@ from .._validation import check_count
 from ..attacks.threat import Ball
 from ..training._data import Crafted
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class FreeATClassifier(BaseDefense):
@@ -70,7 +77,13 @@ class FreeATClassifier(BaseDefense):
     _delta = None
     _leaf = None
 
-    def __init__(self, module=None, *, n_replays=8, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        n_replays: int = 8,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.n_replays = n_replays
 

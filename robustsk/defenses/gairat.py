@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +16,11 @@ from ..losses import geometry_weights, kl_divergence
 from ..training._schedule import at_epoch, check_begin, scaled
 from .base import BaseDefense
 from .fat import follow_tau
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 #: The authors' lambda.
 _LAM = {"at": -1.0, "fat": 0.0, "trades": -1.0, "rst": 3.0}
@@ -71,8 +77,8 @@ class GAIRATClassifier(BaseDefense):
     adversary : attack, default=None
         What makes the adversarial examples in training, and the threat model
         that `score_adversarial` assumes. None means a
-        :class:`robustsk.GeometryAwarePGD`, for "fat" a
-        :class:`robustsk.FriendlyPGD`, with 10 steps and ``eps=8/255``. Others
+        :class:`robustsk.attacks.GeometryAwarePGD`, for "fat" a
+        :class:`robustsk.attacks.FriendlyPGD`, with 10 steps and ``eps=8/255``. Others
         will do if they look at every sample once in each of `n_steps` steps, as
         PGD does. Its parameters can be given as ``adversary__eps=0.3``. Its
         randomness comes from the `random_state` of this estimator.
@@ -125,15 +131,15 @@ class GAIRATClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        variant="at",
-        weighting="tanh",
-        lam=None,
-        begin_epoch=None,
-        beta=6.0,
-        tau=None,
-        **common,
+        variant: str = "at",
+        weighting: str = "tanh",
+        lam: float | Sequence[Sequence[float]] | None = None,
+        begin_epoch: int | None = None,
+        beta: float = 6.0,
+        tau: int | Sequence[Sequence[int]] | None = None,
+        **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, **common)
         self.variant = variant
@@ -240,9 +246,11 @@ class GAIRATClassifier(BaseDefense):
         return loss + self.beta * divergence
 
     def _weighted(self, loss, kappa):
+        # Algorithm 2: the weights, of mean 1, times the losses
         return self._geometry(kappa).to(loss) * loss if self._weighs else loss
 
     def _geometry(self, kappa):
+        # Eq. 6
         return geometry_weights(
             kappa,
             self._n_steps,

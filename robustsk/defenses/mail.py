@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -12,6 +13,11 @@ from ..attacks import PGD
 from ..losses import margin_weights, probability_margin
 from ..training._schedule import check_begin, scaled
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class MAILClassifier(BaseDefense):
@@ -74,7 +80,15 @@ class MAILClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, gamma=10.0, b=-0.5, begin_epoch=None, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        gamma: float = 10.0,
+        b: float = -0.5,
+        begin_epoch: int | None = None,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.gamma = gamma
         self.b = b

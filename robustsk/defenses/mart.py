@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_length
 from ..attacks import PGD
 from ..losses import boosted_cross_entropy, mart_loss
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class MARTClassifier(BaseDefense):
@@ -57,7 +64,13 @@ class MARTClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, beta=6.0, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 6.0,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.beta = beta
 
@@ -75,4 +88,5 @@ class MARTClassifier(BaseDefense):
         loss = {"classification_loss": self.classification_loss}
         if self.beta == 0:
             return boosted_cross_entropy(self.logits(x_adv), y, **loss)
+        # Eq. 11
         return mart_loss(self.logits(x), self.logits(x_adv), y, self.beta, **loss)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_length
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class MixedATClassifier(BaseDefense):
@@ -53,7 +60,13 @@ class MixedATClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, beta=1.0, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 1.0,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.beta = beta
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -10,6 +11,11 @@ from ..attacks import Objective
 from ..losses import mmc_loss
 from ..models.max_mahalanobis import MMCHead
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParametersButHead, Network
 
 
 class MMCClassifier(BaseDefense):
@@ -80,14 +86,14 @@ class MMCClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        loss="mmc",
-        scale=10.0,
-        n_features=None,
-        adversarial=True,
-        head="mmc",
-        **common,
+        loss: str = "mmc",
+        scale: float = 10.0,
+        n_features: int | None = None,
+        adversarial: bool = True,
+        head: str = "mmc",
+        **common: Unpack[DefenseParametersButHead],
     ):
         super().__init__(module, **common)
         self.loss = loss

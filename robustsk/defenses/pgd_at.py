@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class PGDATClassifier(BaseDefense):
@@ -36,7 +43,7 @@ class PGDATClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, **common):
+    def __init__(self, module: Network | None = None, **common: Unpack[DefenseParameters]):
         super().__init__(module, **common)
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:

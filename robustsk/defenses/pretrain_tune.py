@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import fnmatch
 import numbers
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ from ..models import CosineLinear, get_classifier, replace_classifier
 from ..training._weights import copy_of_state
 from .base import BaseDefense
 from .pgd_at import PGDATClassifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
@@ -125,19 +129,19 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
 
     def __init__(
         self,
-        pretrainer=None,
-        tuner=None,
+        pretrainer: BaseDefense | None = None,
+        tuner: BaseDefense | str | None = None,
         *,
-        pretrain_lr=None,
-        tune_lr=None,
-        pretrain_epochs=None,
-        tune_epochs=None,
-        pretrain_subset=None,
-        stratify=False,
-        match_steps=False,
-        tune_layers="all",
-        keep_snapshots=False,
-        random_state=None,
+        pretrain_lr: float | None = None,
+        tune_lr: float | None = None,
+        pretrain_epochs: int | None = None,
+        tune_epochs: int | None = None,
+        pretrain_subset: float | None = None,
+        stratify: bool = False,
+        match_steps: bool = False,
+        tune_layers: str | Sequence[str] = "all",
+        keep_snapshots: bool = False,
+        random_state: int | np.random.RandomState | None = None,
     ):
         self.pretrainer = pretrainer
         self.tuner = tuner
@@ -160,7 +164,7 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         y: ArrayLike | None = None,
         X_pretrain: Any = None,
         y_pretrain: ArrayLike | None = None,
-    ) -> PretrainTuneClassifier:
+    ) -> Self:
         """Pretrain, then tune.
 
         Parameters

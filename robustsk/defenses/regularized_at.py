@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,11 @@ from torch.nn import functional as F
 from .._validation import check_length
 from ..attacks import Objective
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class RegularizedATClassifier(BaseDefense):
@@ -60,7 +67,15 @@ class RegularizedATClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, l1=0.0, l2=0.0, mixup=0.0, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        mixup: float = 0.0,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.l1 = l1
         self.l2 = l2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,9 +14,16 @@ from torch.utils.data import Sampler, Subset
 from .._containers import is_dataset
 from .._validation import check_labels, check_length
 from ..attacks.base import BaseAttack
+from ..attacks.noise import Stream
 from ..training._data import Samples
 from .standard import standard_version
 from .trades import TRADESClassifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..attacks._parameters import AttackParameters
+    from ._parameters import DefenseParameters, Network
 
 
 class RobustSelfTrainingClassifier(TRADESClassifier):
@@ -91,13 +99,13 @@ class RobustSelfTrainingClassifier(TRADESClassifier):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        regularizer="adversarial",
-        beta=6.0,
-        unlabeled_weight=None,
-        sigma=0.25,
-        **common,
+        regularizer: str = "adversarial",
+        beta: float = 6.0,
+        unlabeled_weight: float | None = None,
+        sigma: float = 0.25,
+        **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, beta=beta, **common)
         self.regularizer = regularizer
@@ -305,9 +313,11 @@ def _with_marks_of_one_kind(y):
 class _GaussianNoise(BaseAttack):
     """Normal noise, within the valid range but not within any ball."""
 
-    def __init__(self, estimator=None, *, sigma=0.25, **common):
+    def __init__(
+        self, estimator: Any = None, *, sigma: float = 0.25, **common: Unpack[AttackParameters]
+    ):
         super().__init__(estimator, **common)
         self.sigma = sigma
 
     def _attack_batch(self, batch):
-        return batch.ball.clamp(batch.x + self.sigma * batch.noise.normal(0))
+        return batch.ball.clamp(batch.x + self.sigma * batch.noise.normal(Stream.START))

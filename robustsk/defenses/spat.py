@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,6 +12,11 @@ from ..attacks import PGD, Objective
 from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
 from ..models import CosineLinear, get_classifier, replace_classifier
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParametersButHead, Network
 
 
 class SPATClassifier(BaseDefense):
@@ -93,19 +100,19 @@ class SPATClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        s=5.0,
-        alpha=0.2,
-        beta=0.2,
-        lam=6.0,
-        detach_gates=False,
-        clamp_gates=False,
-        form="literal",
-        self_paced=True,
-        consistency="self_paced",
-        head="cosine",
-        **common,
+        s: float = 5.0,
+        alpha: float = 0.2,
+        beta: float = 0.2,
+        lam: float = 6.0,
+        detach_gates: bool = False,
+        clamp_gates: bool = False,
+        form: str = "literal",
+        self_paced: bool = True,
+        consistency: str = "self_paced",
+        head: str = "cosine",
+        **common: Unpack[DefenseParametersButHead],
     ):
         super().__init__(module, **common)
         self.s = s
@@ -154,6 +161,7 @@ class SPATClassifier(BaseDefense):
     def _robustness(self, logits, logits_adv):
         if self.consistency == "kl":
             return kl_divergence(logits, logits_adv)
+        # Eqs. 3.12 to 3.15
         return self_paced_consistency(logits, logits_adv, self.alpha)
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
@@ -165,6 +173,7 @@ class SPATClassifier(BaseDefense):
         logits, loss = self._accuracy(x, y)
         if self.lam == 0:
             return loss
+        # Eq. 3.9
         return loss + self.lam * self._robustness(logits, self.logits(x_adv))
 
     def _accuracy(self, x, y):
@@ -181,6 +190,7 @@ class SPATClassifier(BaseDefense):
         }
         if self.head == "cosine":
             logits = self.logits(x)
+            # Eqs. 3.10 and 3.11
             return logits, self_paced_loss(logits / self.s, y, scale=self.s, **options)
         logits, features = self.logits_and_features(x)
         weight = get_classifier(self.module_)[1].weight

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sklearn.base import clone
 from torch import Tensor
 
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class StandardClassifier(BaseDefense):
@@ -35,7 +42,7 @@ class StandardClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, **common):
+    def __init__(self, module: Network | None = None, **common: Unpack[DefenseParameters]):
         super().__init__(module, **common)
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor:

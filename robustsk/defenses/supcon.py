@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import numbers
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._shared import temporarily
-from .._validation import check_length
+from .._validation import check_count, check_length
 from ..attacks import BaseAttack
+from ..attacks.noise import Stream
 from ..losses import contrastive_selection
 from ..models import get_classifier
 from .ascl import build_projection, check_contrast, contrast, sample_ids
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import Network, ProjectedDefenseParameters
 
 
 class SupervisedContrastiveClassifier(BaseDefense):
@@ -101,14 +108,14 @@ class SupervisedContrastiveClassifier(BaseDefense):
 
     def __init__(
         self,
-        module=None,
+        module: Network | None = None,
         *,
-        temperature=0.07,
-        similarity="cosine",
-        projection=None,
-        probe_steps=0,
-        probe_l2=0.001,
-        **common,
+        temperature: float = 0.07,
+        similarity: str = "cosine",
+        projection: str | Callable[..., nn.Module] | None = None,
+        probe_steps: int = 0,
+        probe_l2: float = 0.001,
+        **common: Unpack[ProjectedDefenseParameters],
     ):
         super().__init__(module, **common)
         self.temperature = temperature
@@ -128,10 +135,7 @@ class SupervisedContrastiveClassifier(BaseDefense):
         super().on_train_begin(net, X, y, **kwargs)
         check_contrast(self)
         check_length(self.probe_l2, "probe_l2")
-        if not isinstance(self.probe_steps, numbers.Integral) or self.probe_steps < 0:
-            raise ValueError(
-                f"probe_steps must be an integer of at least 0, got {self.probe_steps!r}."
-            )
+        check_count(self.probe_steps, "probe_steps", least=0)
 
     def _train(self, samples, fresh):
         super()._train(samples, fresh)
@@ -211,4 +215,4 @@ class _AnyPoint(BaseAttack):
     """Go to a random point of the ball."""
 
     def _attack_batch(self, batch):
-        return batch.ball.random_start("uniform", batch.noise, 0, 0.0)
+        return batch.ball.random_start("uniform", batch.noise, Stream.START, 0.0)

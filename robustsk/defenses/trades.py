@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from ..attacks import PGD
 from ..losses import kl_divergence
 from .base import BaseDefense
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class TRADESClassifier(BaseDefense):
@@ -47,7 +54,13 @@ class TRADESClassifier(BaseDefense):
     True
     """
 
-    def __init__(self, module=None, *, beta=6.0, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 6.0,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.beta = beta
 
@@ -69,4 +82,5 @@ class TRADESClassifier(BaseDefense):
         loss = self.classification_loss(logits, y)
         if self.beta == 0:
             return loss
+        # Eq. 5; the paper divides by lambda = 1 / beta
         return loss + self.beta * kl_divergence(logits, self.logits(x_adv))

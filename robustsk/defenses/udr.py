@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_choice
@@ -12,6 +14,11 @@ from ..training.weight_perturbation import AWP
 from .mart import MARTClassifier
 from .mixed_at import MixedATClassifier
 from .trades import TRADESClassifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, DefenseParametersButWeightPerturbation, Network
 
 _KL = ("clean_adv", "adv_clean")
 
@@ -70,7 +77,14 @@ class UDRPGDClassifier(MixedATClassifier):
     True
     """
 
-    def __init__(self, module=None, *, beta=1.0, natural=True, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 1.0,
+        natural: bool = True,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, beta=beta, **common)
         self.natural = natural
 
@@ -86,6 +100,7 @@ class UDRPGDClassifier(MixedATClassifier):
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x), y) + beta * CE(f(x'), y)``, shape (n,)."""
+        # Eq. 5
         if self.natural:
             return super().training_loss(x, x_adv, y)
         return self.beta * self.classification_loss(self.logits(x_adv), y)
@@ -139,7 +154,14 @@ class UDRTRADESClassifier(TRADESClassifier):
     True
     """
 
-    def __init__(self, module=None, *, beta=6.0, kl_direction="clean_adv", **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 6.0,
+        kl_direction: str = "clean_adv",
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, beta=beta, **common)
         self.kl_direction = kl_direction
 
@@ -162,6 +184,7 @@ class UDRTRADESClassifier(TRADESClassifier):
             return super().training_loss(x, x_adv, y)
         logits = self.logits(x)
         loss = self.classification_loss(logits, y)
+        # Eq. 6 as it is printed
         return loss + self.beta * kl_divergence(self.logits(x_adv), logits)
 
 
@@ -215,7 +238,14 @@ class UDRMARTClassifier(MARTClassifier):
     True
     """
 
-    def __init__(self, module=None, *, beta=5.0, form="thesis", **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 5.0,
+        form: str = "thesis",
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, beta=beta, **common)
         self.form = form
 
@@ -236,6 +266,7 @@ class UDRMARTClassifier(MARTClassifier):
         """Return the boosted cross-entropy plus `beta` times the weighted divergence, (n,)."""
         if self.form == "original":
             return super().training_loss(x, x_adv, y)
+        # Eq. 7
         return mart_loss(
             self.logits(x),
             self.logits(x_adv),
@@ -301,11 +332,16 @@ class UDRAWPClassifier(UDRPGDClassifier):
     """
 
     def __init__(
-        self, module=None, *, beta=1.0, natural=False, weight_perturbation="awp", **common
+        self,
+        module: Network | None = None,
+        *,
+        beta: float = 1.0,
+        natural: bool = False,
+        weight_perturbation: AWP | str | None = "awp",
+        **common: Unpack[DefenseParametersButWeightPerturbation],
     ):
-        super().__init__(
-            module, beta=beta, natural=natural, weight_perturbation=weight_perturbation, **common
-        )
+        super().__init__(module, beta=beta, natural=natural, **common)
+        self.weight_perturbation = weight_perturbation
 
     def _nested(self, name):
         if name == "weight_perturbation" and isinstance(self.weight_perturbation, str):

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..attacks.gradient.wrm import WRMAdversary, check_gamma
 from .pgd_at import PGDATClassifier
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import DefenseParameters, Network
 
 
 class WRMClassifier(PGDATClassifier):
@@ -62,7 +69,14 @@ class WRMClassifier(PGDATClassifier):
     True
     """
 
-    def __init__(self, module=None, *, gamma=0.5, n_steps=15, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        gamma: float = 0.5,
+        n_steps: int = 15,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.gamma = gamma
         self.n_steps = n_steps

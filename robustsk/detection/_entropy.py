@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .._containers import FLOATS, dataset_labels, is_dataset, to_array
 from .._validation import check_sample_shape
 from ..ensembles import EnsembleCCE
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class EntropyDetector(OutlierMixin, BaseEstimator):
@@ -30,7 +33,7 @@ class EntropyDetector(OutlierMixin, BaseEstimator):
     CCE-DM keeps an accuracy of 0.2 % under AutoAttack on CIFAR-10, and SPSA,
     which sees no gradients, does far more harm to it than PGD (5.3 against
     26.1 % accuracy): its gradients are masked. Report robust accuracy from
-    :func:`robustsk.metrics.robustness_report`, never an AUC in its place.
+    :func:`robustsk.evaluation.robustness_report`, never an AUC in its place.
 
     Parameters
     ----------
@@ -60,8 +63,8 @@ class EntropyDetector(OutlierMixin, BaseEstimator):
 
     See Also
     --------
-    EnsembleCCE : Its mode "detection" is CCE-DM.
-    robustsk.metrics.red_flags : Looks for masked gradients.
+    robustsk.ensembles.EnsembleCCE : Its mode "detection" is CCE-DM.
+    robustsk.evaluation.red_flags : Looks for masked gradients.
 
     Notes
     -----
@@ -100,12 +103,14 @@ class EntropyDetector(OutlierMixin, BaseEstimator):
     >>> disp = RocCurveDisplay.from_predictions(is_adversarial, entropy, name="PGD")
     """
 
-    def __init__(self, estimator=None, *, contamination=0.05, threshold=None):
+    def __init__(
+        self, estimator: Any = None, *, contamination: float = 0.05, threshold: float | None = None
+    ):
         self.estimator = estimator
         self.contamination = contamination
         self.threshold = threshold
 
-    def fit(self, X: Any, y: ArrayLike | None = None) -> EntropyDetector:
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Set the threshold on clean samples, having fitted an ensemble if there is none.
 
         Parameters

@@ -1,6 +1,6 @@
 """Defences made of several networks."""
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from .adp import EnsembleADP as EnsembleADP
 from .at import EnsembleAT as EnsembleAT
 from .base import MeanEnsemble as MeanEnsemble
@@ -10,4 +10,4 @@ from .gal import EnsembleGAL as EnsembleGAL
 from .static_at import StaticEnsembleATClassifier as StaticEnsembleATClassifier
 from .trs import EnsembleTRS as EnsembleTRS
 
-__all__ = _public_names(globals())
+_export_all(globals())

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_length
 from ..losses import adp_loss
 from .base import BaseEnsemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import Network
+    from ._parameters import EnsembleParameters
 
 
 class EnsembleADP(BaseEnsemble):
@@ -64,7 +73,14 @@ class EnsembleADP(BaseEnsemble):
     True
     """
 
-    def __init__(self, module=None, *, alpha=2.0, beta=0.5, **common):
+    def __init__(
+        self,
+        module: Network | Sequence[Network] | None = None,
+        *,
+        alpha: float = 2.0,
+        beta: float = 0.5,
+        **common: Unpack[EnsembleParameters],
+    ):
         super().__init__(module, **common)
         self.alpha = alpha
         self.beta = beta

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_choice, check_length
 from .base import BaseEnsemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import Network
+    from ._parameters import EnsembleParameters
 
 
 class EnsembleAT(BaseEnsemble):
@@ -75,7 +84,13 @@ class EnsembleAT(BaseEnsemble):
     """
 
     def __init__(
-        self, module=None, *, attack="ensemble", loss="member_sum", clean_weight=1.0, **common
+        self,
+        module: Network | Sequence[Network] | None = None,
+        *,
+        attack: str = "ensemble",
+        loss: str = "member_sum",
+        clean_weight: float = 1.0,
+        **common: Unpack[EnsembleParameters],
     ):
         super().__init__(module, **common)
         self.attack = attack

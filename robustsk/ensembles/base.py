@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.exceptions import NotFittedError
@@ -20,6 +20,11 @@ from ..defenses.standard import StandardClassifier, standard_version
 from ..losses import ensemble_logits
 from ..victims.ensemble import MeanEnsemble, Member, join_bounds
 from ..victims.resolve import as_victim
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from ..defenses._parameters import DefenseParameters, Network
 
 #: What an ensemble knows of its data and tells its members.
 _FACTS = (
@@ -63,7 +68,13 @@ class BaseEnsemble(BaseDefense):
 """
     )
 
-    def __init__(self, module=None, *, n_members=2, **common):
+    def __init__(
+        self,
+        module: Network | Sequence[Network] | None = None,
+        *,
+        n_members: int = 2,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.n_members = n_members
 
@@ -77,7 +88,7 @@ class BaseEnsemble(BaseDefense):
 
     @property
     def estimators_(self) -> list[StandardClassifier]:
-        """The members as fitted classifiers, a list of :class:`StandardClassifier`.
+        """The members as fitted classifiers, each a :class:`robustsk.defenses.StandardClassifier`.
 
         They predict, score and can be attacked on their own, under the threat
         model of the ensemble. Their networks are those of the ensemble, not
@@ -202,7 +213,7 @@ class BaseEnsemble(BaseDefense):
     # --- joining -----------------------------------------------------------------------
 
     @classmethod
-    def from_estimators(cls, estimators: Iterable[Any], **params: Any) -> BaseEnsemble:
+    def from_estimators(cls, estimators: Iterable[Any], **params: Any) -> Self:
         """Join fitted classifiers into a fitted ensemble, without training.
 
         Parameters

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from .._validation import check_choice, check_length
 from ..losses import cce_loss
 from .base import BaseEnsemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import Network
+    from ._parameters import EnsembleParameters
 
 #: lambda_pm and lambda_dm of each mode (Bui et al. 2021, Tables 3 and 11).
 MODES = {
@@ -90,17 +99,17 @@ class EnsembleCCE(BaseEnsemble):
 
     def __init__(
         self,
-        module=None,
+        module: Network | Sequence[Network] | None = None,
         *,
-        mode="robust",
-        lambda_pm=None,
-        lambda_dm=None,
-        indicator="soft",
-        detach_indicator=True,
-        double_softmax=False,
-        attack_label="true",
-        own_weight=1.0,
-        **common,
+        mode: str = "robust",
+        lambda_pm: float | None = None,
+        lambda_dm: float | None = None,
+        indicator: str = "soft",
+        detach_indicator: bool = True,
+        double_softmax: bool = False,
+        attack_label: str = "true",
+        own_weight: float = 1.0,
+        **common: Unpack[EnsembleParameters],
     ):
         super().__init__(module, **common)
         self.mode = mode

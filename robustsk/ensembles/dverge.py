@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,11 +11,17 @@ from torch import Tensor, nn
 
 from .._validation import check_count, check_length
 from ..attacks import MIM
-from ..attacks.noise import SampleNoise
+from ..attacks.noise import SampleNoise, Stream
 from ..attacks.objectives import Objective
 from ..losses import dverge_loss, feature_distance
 from ..models import forward_with_features
 from .base import BaseEnsemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import Network
+    from ._parameters import EnsembleParameters
 
 #: Ascended to come close to the features of another image, which are given as the clean ones.
 CLOSENESS = Objective(lambda z, y, target, clean: -feature_distance(z, clean), needs_clean=True)
@@ -92,15 +99,15 @@ class EnsembleDVERGE(BaseEnsemble):
 
     def __init__(
         self,
-        module=None,
+        module: Network | Sequence[Network] | None = None,
         *,
-        eps=0.07,
-        n_steps=10,
-        step_size=None,
-        layer=None,
-        warmup_epochs=0,
-        adversarial=False,
-        **common,
+        eps: float = 0.07,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        layer: str | Sequence[str] | None = None,
+        warmup_epochs: int = 0,
+        adversarial: bool = False,
+        **common: Unpack[EnsembleParameters],
     ):
         super().__init__(module, **common)
         self.eps = eps
@@ -115,10 +122,7 @@ class EnsembleDVERGE(BaseEnsemble):
         super().on_train_begin(net, X, y, **kwargs)
         check_length(self.eps, "eps")
         check_count(self.n_steps, "n_steps")
-        if not isinstance(self.warmup_epochs, numbers.Integral) or self.warmup_epochs < 0:
-            raise ValueError(
-                f"warmup_epochs must be an integer of at least 0, got {self.warmup_epochs!r}."
-            )
+        check_count(self.warmup_epochs, "warmup_epochs", least=0)
         if isinstance(self.layer, (list, tuple)) and not self.layer:
             raise ValueError("layer is an empty list: it must hold the name of at least one layer.")
 
@@ -219,6 +223,6 @@ def partners(x, seed):
     their copies matter to; the partner is the next one, and the first one's
     that of the last.
     """
-    keys, order = SampleNoise(x.double(), seed).scalar(0).sort()
+    keys, order = SampleNoise(x.double(), seed).scalar(Stream.START).sort()
     following = torch.searchsorted(keys, keys, right=True) % len(keys)
     return torch.empty_like(order).scatter_(0, order, order[following])

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .._validation import check_length
 from ..losses import gradient_alignment
 from .base import BaseEnsemble
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import Network
+    from ._parameters import EnsembleParameters
 
 
 class EnsembleGAL(BaseEnsemble):
@@ -69,7 +78,14 @@ class EnsembleGAL(BaseEnsemble):
     True
     """
 
-    def __init__(self, module=None, *, lam=0.5, adversarial=False, **common):
+    def __init__(
+        self,
+        module: Network | Sequence[Network] | None = None,
+        *,
+        lam: float = 0.5,
+        adversarial: bool = False,
+        **common: Unpack[EnsembleParameters],
+    ):
         super().__init__(module, **common)
         self.lam = lam
         self.adversarial = adversarial

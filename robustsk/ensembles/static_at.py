@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from skorch import NeuralNet
 from torch import Tensor
@@ -14,6 +17,11 @@ from ..defenses.standard import standard_version
 from ..victims.ensemble import Member
 from ..victims.resolve import as_victim
 from .base import another_start, column_order, tell_facts
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import DefenseParameters, Network
 
 #: How many networks are trained where none are given.
 N_SOURCES = 2
@@ -48,11 +56,11 @@ class StaticEnsembleATClassifier(BaseDefense):
 
     %(shared_attributes)s
     sources_ : list
-        The static models: those given, or fitted :class:`StandardClassifier`.
+        The static models: those given, or fitted :class:`robustsk.defenses.StandardClassifier`.
 
     See Also
     --------
-    MixedATClassifier : Without the static models.
+    robustsk.defenses.MixedATClassifier : Without the static models.
     EnsembleAT : Trains an ensemble, all of it.
 
     Notes
@@ -89,7 +97,15 @@ class StaticEnsembleATClassifier(BaseDefense):
     _turn = 0
     sources_ = None
 
-    def __init__(self, module=None, *, sources=None, source_epochs=20, beta=1.0, **common):
+    def __init__(
+        self,
+        module: Network | None = None,
+        *,
+        sources: Sequence[Any] | None = None,
+        source_epochs: int = 20,
+        beta: float = 1.0,
+        **common: Unpack[DefenseParameters],
+    ):
         super().__init__(module, **common)
         self.sources = sources
         self.source_epochs = source_epochs

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._validation import check_count, check_length
-from ..attacks.noise import SampleNoise
+from ..attacks.noise import SampleNoise, Stream
 from ..losses import gradient_magnitude, gradient_similarity
 from .base import BaseEnsemble
 from .gal import losses_and_gradients
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..defenses._parameters import Network
+    from ._parameters import EnsembleParameters
 
 
 class EnsembleTRS(BaseEnsemble):
@@ -88,14 +97,14 @@ class EnsembleTRS(BaseEnsemble):
 
     def __init__(
         self,
-        module=None,
+        module: Network | Sequence[Network] | None = None,
         *,
-        lam_a=1.0,
-        lam_b=0.25,
-        n_steps=6,
-        step_size=None,
-        adversarial=False,
-        **common,
+        lam_a: float = 1.0,
+        lam_b: float = 0.25,
+        n_steps: int = 6,
+        step_size: float | None = None,
+        adversarial: bool = False,
+        **common: Unpack[EnsembleParameters],
     ):
         super().__init__(module, **common)
         self.lam_a = lam_a
@@ -125,7 +134,7 @@ class EnsembleTRS(BaseEnsemble):
         ball = self.adversary_.reach(rows, victim.bounds)
         noise = SampleNoise(rows, int(self._rng.randint(np.iinfo(np.int32).max)))
         size = ball.radius / 3 if self.step_size is None else self.step_size
-        z = ball.random_start("uniform", noise, 0, 0.0)
+        z = ball.random_start("uniform", noise, Stream.START, 0.0)
         with victim.frozen():
             for _ in range(self.n_steps):
                 at = z.reshape(x.shape).requires_grad_(True)

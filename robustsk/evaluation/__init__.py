@@ -1,10 +1,10 @@
 """The verdict on a model: reports of many attacks, and signs that a verdict misleads."""
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ._red_flags import RedFlag as RedFlag
 from ._red_flags import red_flags as red_flags
 from ._report import ReportRow as ReportRow
 from ._report import RobustnessReport as RobustnessReport
 from ._report import robustness_report as robustness_report
 
-__all__ = _public_names(globals())
+_export_all(globals())

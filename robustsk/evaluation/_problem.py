@@ -37,7 +37,7 @@ class Problem:
     estimator, X, y
         As in :func:`robustsk.metrics.adversarial_outcome`.
     norm, eps, clip
-        The threat model; see :func:`robustsk.metrics.robustness_report`.
+        The threat model; see :func:`robustsk.evaluation.robustness_report`.
     random_state : int, RandomState or None
     attacks : list of attacks
         Asked for the threat model where `norm` or `eps` is None.

@@ -84,7 +84,7 @@ def red_flags(
     Parameters
     ----------
     estimator : fitted estimator or torch.nn.Module
-        See :func:`robustsk.attacks.as_victim`. Models without gradients get
+        See :func:`robustsk.victims.as_victim`. Models without gradients get
         the checks that need none.
     X : array-like of shape (n_samples, ...) or torch Dataset
     y : array-like of shape (n_samples,)
@@ -133,7 +133,7 @@ def red_flags(
     --------
     >>> import torch
     >>> from sklearn.datasets import load_iris
-    >>> from robustsk.metrics import red_flags
+    >>> from robustsk.evaluation import red_flags
     >>> X, y = load_iris(return_X_y=True)
     >>> class Rounded(torch.nn.Module):
     ...     def __init__(self):

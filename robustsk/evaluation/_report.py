@@ -8,10 +8,11 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
+from tabulate import tabulate
 from tqdm import tqdm
 
 from .. import attacks as known
@@ -20,6 +21,9 @@ from ..metrics._scores import RobustAccuracy, adversarial_outcome, clopper_pears
 from ..victims.victim import ACCESS
 from ._problem import Problem
 from ._red_flags import Probe, RedFlag, raise_flags
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CLEAN, WORST = "clean", "worst case"
 _WIDTH = 100
@@ -179,8 +183,8 @@ class RobustnessReport:
 
     def __str__(self):
         overall, per_class = self._tables()
-        parts = [self._title, "", *_aligned(overall), "", "Accuracy per class", ""]
-        parts += [*_aligned(per_class), ""]
+        parts = [self._title, "", _aligned(overall), "", "Accuracy per class", ""]
+        parts += [_aligned(per_class), ""]
         for note in self.notes:
             parts += textwrap.wrap(note, _WIDTH)
         if self.red_flags:
@@ -230,6 +234,43 @@ _ORDER = (True, False, None)
 _STATUS = {True: "FIRED", False: "silent", None: "not checked"}
 
 
+class _Options(TypedDict, total=False):
+    """What :func:`robustness_report` takes, for its overloads."""
+
+    eps: Any
+    norm: Any
+    clip: Any
+    attacks: Mapping[str, BaseAttack] | None
+    autoattack: str | None
+    red_flags: bool
+    n_flag_samples: int
+    confidence: float
+    random_state: Any
+    verbose: int
+
+
+@overload
+def robustness_report(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    *,
+    output_dict: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> RobustnessReport: ...
+
+
+@overload
+def robustness_report(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    *,
+    output_dict: Literal[True],
+    **options: Unpack[_Options],
+) -> dict[str, Any]: ...
+
+
 def robustness_report(
     estimator: Any,
     X: Any,
@@ -252,7 +293,7 @@ def robustness_report(
     Parameters
     ----------
     estimator : fitted estimator or torch.nn.Module
-        What is attacked; see :func:`robustsk.attacks.as_victim`.
+        What is attacked; see :func:`robustsk.victims.as_victim`.
     X : array-like of shape (n_samples, ...) or torch Dataset
         Test data, in the units of `eps`.
     y : array-like of shape (n_samples,)
@@ -281,7 +322,7 @@ def robustness_report(
         that.
     red_flags : bool, default=True
         Whether to look for signs that the attacks fail for reasons other than
-        robustness; see :func:`robustsk.metrics.red_flags`.
+        robustness; see :func:`robustsk.evaluation.red_flags`.
     n_flag_samples : int, default=200
         Number of samples on which they are looked for.
     confidence : float, default=0.95
@@ -301,7 +342,7 @@ def robustness_report(
 
     See Also
     --------
-    robust_accuracy : One row of the table.
+    robustsk.metrics.robust_accuracy : One row of the table.
     red_flags : The checks alone.
     robustsk.inspection.RobustnessCurveDisplay : Accuracy against `eps`.
 
@@ -321,7 +362,7 @@ def robustness_report(
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.linear_model import LogisticRegression
     >>> from robustsk import FGSM, PGD
-    >>> from robustsk.metrics import robustness_report
+    >>> from robustsk.evaluation import robustness_report
     >>> X, y = load_iris(return_X_y=True)
     >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
     >>> attacks = {"FGSM": FGSM(), "PGD-10": PGD()}
@@ -476,14 +517,10 @@ def _size(eps):
 
 
 def _aligned(table):
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
+    align = ("left", *["right"] * (len(table[0]) - 1))
+    # to tabulate, the header is a row like any other, lest it make columns wider; and cells are
+    # strings already, in which no number is to be looked for
+    return tabulate(table, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def _html_table(table):

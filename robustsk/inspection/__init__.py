@@ -1,6 +1,6 @@
 """Displays in the manner of scikit-learn."""
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ._gradient_cosines import GradientCosineDisplay as GradientCosineDisplay
 from ._hard_class_pairs import HardClassPairAnalysis as HardClassPairAnalysis
 from ._min_norm_display import MinNormDisplay as MinNormDisplay
@@ -10,4 +10,4 @@ from ._task_trace import TaskTraceDisplay as TaskTraceDisplay
 from ._training_curve import TrainingCurveDisplay as TrainingCurveDisplay
 from ._transferability import TransferabilityDisplay as TransferabilityDisplay
 
-__all__ = _public_names(globals())
+_export_all(globals())

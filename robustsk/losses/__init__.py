@@ -5,7 +5,7 @@ shape ``(n_samples,)``. Reduction is left to the caller, because attacks need th
 samples do not influence one another) and estimators the possibly weighted mean.
 """
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from .adp import adp_loss as adp_loss
 from .adp import adp_regularizer as adp_regularizer
 from .adp import log_det_diversity as log_det_diversity
@@ -53,4 +53,4 @@ from .wasserstein import transport_cost as transport_cost
 from .wasserstein import transport_cost_gradient as transport_cost_gradient
 from .wasserstein import truncated_cost as truncated_cost
 
-__all__ = _public_names(globals())
+_export_all(globals())

@@ -63,6 +63,7 @@ def local_compactness(z: Tensor, z_adv: Tensor, p: float = 1, reduction: str = "
     """
     _check_same_shape(z, z_adv)
     scale = _scale(z, p, reduction)
+    # Eq. 1
     return scale * torch.linalg.vector_norm(z - z_adv, p, dim=1)
 
 
@@ -156,8 +157,10 @@ def global_compactness(
         rows, columns, p=float(p), compute_mode="donot_use_mm_for_euclid_dist"
     ).reshape(len(rows) // n, n, len(columns) // n, n)
     same = (y[:, None] == y).to(z)
+    # Eq. 2
     weight = same + (1 - same) * ((alpha - 1) / alpha)
     mass = z.new_ones(n) if sample_weight is None else sample_weight.to(z)
+    # Eq. 3
     return scale * (distance.mean((0, 2)) * weight) @ (mass / mass.sum())
 
 

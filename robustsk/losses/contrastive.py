@@ -289,6 +289,7 @@ def contrastive_loss(
         torch.where(mass.sum(1, keepdim=True) > 0, mass.log(), 0.0) + scores, 1
     )
     mean = (positives * scores).sum(1) / torch.where(count > 0, count, 1.0)
+    # Eqs. 1 and 2 of Bui et al. for the clean and the adversarial anchors, Eq. 3 their sum
     return torch.where(count > 0, reference - mean, 0.0).reshape(2, -1).sum(0)
 
 

@@ -87,6 +87,7 @@ def geometry_weights(
         return mean_one(log_weight, sample_weight) if normalize else log_weight.exp()
     slope = 2.0 if weighting == "tanh" else 1.0
     geometry = slope * 5 * (1 - 2 * kappa / n_steps)
+    # Eq. 6, for (1 + tanh(u)) / 2 is sigmoid(2 * u)
     argument = geometry + slope * lam
     if not normalize:
         return argument.sigmoid()
@@ -114,4 +115,5 @@ def mean_one(log_weight: Tensor, sample_weight: Tensor | None = None) -> Tensor:
     if sample_weight is None:
         return weight / weight.mean()
     sample_weight = sample_weight.to(weight)
+    # as Algorithm 2 normalises, with samples that count as several
     return weight * (sample_weight.sum() / (sample_weight * weight).sum())

@@ -63,6 +63,7 @@ def boosted_cross_entropy(
     ce = per_sample_ce if classification_loss is None else classification_loss
     log_p = log_softmax(logits, dim=1)
     best_wrong = log_p.detach().scatter(1, y[:, None], -torch.inf).argmax(dim=1, keepdim=True)
+    # Eq. 8: -log p_y - log(1 - max_{k != y} p_k), where 1 - p_k is the sum of all the others
     return ce(logits, y) - log_p.scatter(1, best_wrong, -torch.inf).logsumexp(dim=1)
 
 
@@ -132,4 +133,5 @@ def mart_loss(
     boosted = boosted_cross_entropy(samples, y, classification_loss=classification_loss)
     log_p = log_softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)
     # 1 - p, without cancellation where p is close to one
+    # Eq. 11 of [1], or Eq. 7 of [2] with the boosted cross-entropy of the clean samples
     return boosted + beta * kl_divergence(logits, logits_adv) * -torch.expm1(log_p)

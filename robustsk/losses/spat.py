@@ -218,6 +218,7 @@ def inconsistency(logits: Tensor, logits_adv: Tensor) -> Tensor:
     >>> inconsistency(clean, attacked)
     tensor([0.1612])
     """
+    # Eq. 3.14
     return kl_terms(logits, logits_adv).square().sum(dim=1)
 
 
@@ -266,6 +267,7 @@ def self_paced_consistency(logits: Tensor, logits_adv: Tensor, alpha: float = 0.
     tensor([0.1900])
     """
     terms = kl_terms(logits, logits_adv)
+    # Eq. 3.15: alpha times Eq. 3.13, plus Eq. 3.14
     return (terms * (terms + alpha)).sum(dim=1)
 
 
@@ -363,6 +365,7 @@ def spat_loss(
     )
     if logits is None:
         logits, logits_adv = scale * cos, scale * cos_adv
+    # Eq. 3.9
     return accuracy + lam * self_paced_consistency(logits, logits_adv, alpha)
 
 

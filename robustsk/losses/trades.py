@@ -53,4 +53,5 @@ def trades_loss(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float = 6.0
     >>> trades_loss(clean, attacked, torch.tensor([0]), beta=1.0)  # log 2 + 0.1438
     tensor([0.8370])
     """
+    # what Algorithm 1 descends
     return cross_entropy(logits, y, reduction="none") + beta * kl_divergence(logits, logits_adv)

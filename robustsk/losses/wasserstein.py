@@ -1,4 +1,4 @@
-"""Costs of transporting a sample, as Wasserstein distances between distributions count them."""
+"""Costs of transporting a sample as Wasserstein distances count them, and plans of transport."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ def truncated_cost(cost: Tensor, eps: float) -> Tensor:
     >>> truncated_cost(torch.tensor([0.5, 1.0, 1.5]), eps=1.0)
     tensor([0.5000, 1.0000,    inf])
     """
+    # Eq. 13
     return torch.where(cost <= eps, cost, _INF)
 
 
@@ -157,4 +158,45 @@ def smoothed_cost(cost: Tensor, eps: float, tau: float) -> Tensor:
     """
     if not tau > 0:
         raise ValueError(f"tau must be greater than 0, got {tau!r}.")
+    # Eq. 16
     return torch.where(cost < eps, cost, eps + (cost - eps) / tau)
+
+
+def transport_plan(cost, reg=0.01, n_iter=100, tol=0.1, mass=None, mass_columns=None):
+    """Return the plan of least cost and most entropy between two distributions.
+
+    Minimises ``<T, cost> - reg * H(T)`` by Sinkhorn's iterations on logarithms.
+
+    Parameters
+    ----------
+    cost : torch.Tensor of shape (n, m)
+    reg : float, default=0.01
+    n_iter : int, default=100
+    tol : float, default=0.1
+        The iterations end when the potentials of the rows change by less, in
+        sum.
+    mass : torch.Tensor of shape (n,), default=None
+        Weights of rows and columns; None means 1. A weight of 2 does what a
+        sample that is there twice would do.
+    mass_columns : torch.Tensor of shape (m,), default=None
+        Weights of the columns, of the same sum, where they are not those of the rows.
+
+    Returns
+    -------
+    torch.Tensor of shape (n, m)
+        Columns sum to their shares, 1/n without weights; rows do so once it has
+        converged.
+    """
+    mass = cost.new_ones(len(cost)) if mass is None else mass.to(cost)
+    other = mass if mass_columns is None else mass_columns.to(cost)
+    share, share_columns = (torch.log(m / m.sum()) for m in (mass, other))
+    # relative to the shares, where copies of a sample have the potential of the sample
+    f, g = ((reg * torch.log(mass.sum())).expand(len(m)) for m in (mass, other))
+    for _ in range(n_iter):
+        before = f
+        f = -reg * torch.logsumexp(share_columns[None, :] + (g[None, :] - cost) / reg, 1)
+        g = -reg * torch.logsumexp(share[:, None] + (f[:, None] - cost) / reg, 0)
+        if (mass * (f - before)).detach().abs().sum() < tol:
+            break
+    potentials = f[:, None] + g[None, :] - cost
+    return torch.exp(share[:, None] + share_columns[None, :] + potentials / reg)

@@ -3,7 +3,7 @@
 import sys
 import typing
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ._class_pairs import class_pair_gradients as class_pair_gradients
 from ._class_pairs import class_pair_shares as class_pair_shares
 from ._distances import PerturbationSize as PerturbationSize
@@ -64,4 +64,4 @@ else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = _public_names(globals())
+_export_all(globals())

@@ -17,6 +17,7 @@ from .._tensors import column
 from .._validation import check_count, check_labels, learn_bounds
 from ..attacks import PGD, BaseAttack
 from ..attacks.base import check_attack
+from ..attacks.noise import Stream
 from ..attacks.threat import check_norm
 from ..models import get_classifier, get_layer
 from ..victims.resolve import as_victim
@@ -408,7 +409,7 @@ class _SlopeAscent(PGD):
             clean = self.output(batch.victim(batch.x))
         best = torch.zeros(len(batch.x), dtype=batch.x.dtype, device=batch.x.device)
         for run in range(check_count(self.n_restarts, "n_restarts")):
-            z = batch.ball.random_start("uniform", batch.noise, run, 0.0)
+            z = batch.ball.random_start("uniform", batch.noise, Stream.START + run, 0.0)
             for step in range(n_steps + 1):
                 slope, gradient, near = self._slope(batch, z, clean)
                 best = torch.maximum(best, slope)
@@ -418,7 +419,7 @@ class _SlopeAscent(PGD):
                 z = batch.ball.ascend(z, gradient, size)
                 if near.any():
                     # no gradient leads away from the sample, where clipping can put a start
-                    stream = 10_000 + run * (n_steps + 1) + step
+                    stream = Stream.NEW_START + run * (n_steps + 1) + step
                     fresh = batch.ball.random_start("uniform", batch.noise, stream, 0.0)
                     z = torch.where(column(near, z), fresh, z)
         batch.info["slope"] = best

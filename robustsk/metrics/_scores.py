@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import beta
+from scipy.stats import binomtest
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
@@ -71,7 +71,7 @@ def adversarial_outcome(
     Parameters
     ----------
     estimator : fitted estimator or torch.nn.Module
-        What is attacked; see :func:`robustsk.attacks.as_victim`. The last word
+        What is attacked; see :func:`robustsk.victims.as_victim`. The last word
         is that of its own `predict`.
     X : array-like of shape (n_samples, ...) or torch Dataset
         A memory-mapped array or a Dataset is read in parts.
@@ -333,11 +333,8 @@ def clopper_pearson_interval(
         raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}.")
     if n_trials < 1 or not 0 <= n_successes <= n_trials:
         raise ValueError(f"{n_successes} successes in {n_trials} trials is not possible.")
-    tail = (1 - confidence) / 2
-    k, n = n_successes, n_trials
-    low = 0.0 if k == 0 else float(beta.ppf(tail, k, n - k + 1))
-    high = 1.0 if k == n else float(beta.ppf(1 - tail, k + 1, n - k))
-    return low, high
+    interval = binomtest(n_successes, n_trials).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def attack_success_rate(

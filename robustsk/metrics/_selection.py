@@ -88,7 +88,7 @@ class MostRobust(BaseEstimator):
     -----
     With a callable `refit`, scikit-learn's own `score` of the search does not
     know which metric to take: use that of `best_estimator_`, or
-    :func:`robustsk.score_adversarial`, which takes the search itself.
+    :func:`robustsk.metrics.score_adversarial`, which takes the search itself.
 
     References
     ----------

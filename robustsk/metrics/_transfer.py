@@ -251,7 +251,7 @@ def secure_regions(
     ----------
     members : list or dict of fitted estimators, or fitted ensemble
         At most 16. An ensemble of this package, such as
-        :class:`robustsk.EnsembleCCE`, stands for its members.
+        :class:`robustsk.ensembles.EnsembleCCE`, stands for its members.
     X : array-like of shape (n_samples, ...) or torch Dataset
     y : array-like of shape (n_samples,)
         True labels. May be None where `X` is a Dataset that yields them.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, overload
 
 import numpy as np
 import torch
@@ -13,11 +14,14 @@ from sklearn.exceptions import ConvergenceWarning
 
 from .._containers import check_floats
 from .._validation import encode_labels
-from ..attacks.gradient.feature_scatter import transport_plan
 from ..attacks.gradient.wrm import WRMAdversary
 from ..attacks.objectives import resolve_objective
+from ..losses.wasserstein import transport_plan
 from ..victims.resolve import as_victim
 from ._craft import check_samples
+
+if TYPE_CHECKING:
+    from typing_extensions import Required, Unpack
 
 
 class WassersteinDual(NamedTuple):
@@ -201,6 +205,32 @@ def sinkhorn_distance(
     return float((plan * cost).sum()) ** (1 / p)
 
 
+class _Options(TypedDict, total=False):
+    """What :func:`wrm_certificate` takes, for its overloads."""
+
+    gamma: Required[float]
+    n_steps: int
+    objective: Any
+    clip: Any
+
+
+@overload
+def wrm_certificate(
+    estimator: Any, X: Any, y: ArrayLike | None = None, *, rho: float, **options: Unpack[_Options]
+) -> float: ...
+
+
+@overload
+def wrm_certificate(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None = None,
+    *,
+    rho: Sequence[Any] | np.ndarray,
+    **options: Unpack[_Options],
+) -> np.ndarray: ...
+
+
 def wrm_certificate(
     estimator: Any,
     X: Any,
@@ -228,7 +258,7 @@ def wrm_certificate(
         Mean squared distance by which samples may be moved.
     gamma : float
         Price of moving. Any value gives a bound, and which is the lowest depends on `rho`; that of
-        a :class:`robustsk.WRMClassifier` is a good one to begin with.
+        a :class:`robustsk.defenses.WRMClassifier` is a good one to begin with.
     n_steps : int, default=15
         Steps of :class:`robustsk.training.WRMAdversary`, which looks for the maximum.
     objective : str or callable, default="ce"

@@ -17,7 +17,7 @@ class MMCHead(Head):
     squared distances to centers that are fixed and as far apart as can be. With
     a defence that minimises cross-entropy, as ``TRADESClassifier(head=MMCHead())``,
     this is a max-Mahalanobis linear discriminant (MMLDA);
-    :class:`~robustsk.MMCClassifier` minimises the distance to the center of the
+    :class:`~robustsk.defenses.MMCClassifier` minimises the distance to the center of the
     class itself.
 
     Parameters

@@ -1,6 +1,6 @@
 """What wraps a training step or watches it."""
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ..attacks.gradient.udr import UDRAdversary as UDRAdversary
 from ..attacks.gradient.udr import soft_project as soft_project
 from ..attacks.gradient.wrm import WRMAdversary as WRMAdversary
@@ -18,4 +18,4 @@ from .schedules import piecewise_constant as piecewise_constant
 from .weight_decay import decay_weights_only as decay_weights_only
 from .weight_perturbation import AWP as AWP
 
-__all__ = _public_names(globals())
+_export_all(globals())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
-
 import torch
 from sklearn.base import BaseEstimator
+from torch import nn
 from torch.nn import functional as F
 
+from .._validation import check_count
 
-class RandomCropFlip(BaseEstimator):
+
+class RandomCropFlip(BaseEstimator, nn.Module):
     """Shift images at random, and mirror half of them.
 
     Each image is padded on all sides, and a window of its own size is cut out at a random place;
@@ -33,11 +34,12 @@ class RandomCropFlip(BaseEstimator):
     """
 
     def __init__(self, padding=4, flip=True, mode="constant"):
+        super().__init__()
         self.padding = padding
         self.flip = flip
         self.mode = mode
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the augmented batch.
 
         Parameters
@@ -49,7 +51,7 @@ class RandomCropFlip(BaseEstimator):
         torch.Tensor of shape (n, c, h, w)
         """
         n, channels, height, width = _check_images(x, self)
-        p = _check_size(self.padding, "padding")
+        p = check_count(self.padding, "padding", least=0)
         if self.mode not in ("constant", "reflect"):
             raise ValueError(f"mode must be 'constant' or 'reflect', got {self.mode!r}.")
         if self.mode == "reflect" and p >= min(height, width):
@@ -72,7 +74,7 @@ class RandomCropFlip(BaseEstimator):
         ]
 
 
-class Cutout(BaseEstimator):
+class Cutout(BaseEstimator, nn.Module):
     """Set a square of each image to zero, at a random place.
 
     The centre of the square is any pixel, so that part of the square may lie outside.
@@ -97,9 +99,10 @@ class Cutout(BaseEstimator):
     """
 
     def __init__(self, length=14):
+        super().__init__()
         self.length = length
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the augmented batch.
 
         Parameters
@@ -111,7 +114,7 @@ class Cutout(BaseEstimator):
         torch.Tensor of shape (n, c, h, w)
         """
         n, _, height, width = _check_images(x, self)
-        length = _check_size(self.length, "length")
+        length = check_count(self.length, "length", least=0)
 
         def cut(size):
             first = torch.randint(size, (n, 1), device=x.device) - length // 2
@@ -124,6 +127,9 @@ class Cutout(BaseEstimator):
 
 class Compose(BaseEstimator):
     """Apply several augmentations, one after the other.
+
+    Augmentations that are modules, as those here are, compose by `torch.nn.Sequential` too; this
+    takes any callables.
 
     Parameters
     ----------
@@ -166,9 +172,3 @@ def _check_images(x, owner):
             "flattened images, or leave the augmentation out."
         )
     return x.shape
-
-
-def _check_size(value, name):
-    if not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
-    return int(value)

@@ -9,6 +9,8 @@ import numbers
 import numpy as np
 from skorch.callbacks import Callback
 
+from .._validation import check_count
+
 
 def piecewise_constant(pairs, epoch):
     """Return the value that holds in an epoch.
@@ -171,10 +173,9 @@ class LearningRateSchedule(Callback):
                 return share / self.peak
             return (1 - share) / (1 - self.peak) if self.peak < 1 else 1.0
         if self.kind == "multiple_decay":
-            if not isinstance(self.n_drops, numbers.Integral) or self.n_drops < 1:
-                raise ValueError(f"n_drops must be an integer of at least 1, got {self.n_drops!r}.")
+            n_drops = check_count(self.n_drops, "n_drops")
             # a tiny addition, because e.g. 0.3 * 10 is below 3
-            return 1 - min(math.floor(share * self.n_drops + 1e-9), self.n_drops - 1) / self.n_drops
+            return 1 - min(math.floor(share * n_drops + 1e-9), n_drops - 1) / n_drops
         known = {"piecewise": (0.5, 0.75), "linear": (1 / 3, 2 / 3), "one_drop": (0.5,)}
         if self.kind not in known:
             raise ValueError(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from contextlib import contextmanager
 
 import torch
 from sklearn.base import BaseEstimator
 
-from .._validation import check_length
+from .._validation import check_count, check_length
 from ._weights import put
 
 
@@ -145,17 +144,17 @@ class AWP(BaseEstimator):
                 if g is None:
                     continue
                 radius = self.gamma * w.norm()
+                # v grows by gamma * ||w|| * g / ||g||, each tensor by itself
                 p += radius / self.n_steps * _unit(g)
                 if self.n_steps * self.n_rounds > 1:
                     v = p - w
+                    # back to ||v|| <= gamma * ||w||
                     p.copy_(w + v * (radius / _positive(v.norm())).clamp(max=1))
 
     def _check(self):
         check_length(self.gamma, "gamma")
         for name, least in (("n_steps", 1), ("n_rounds", 1), ("warmup", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
+            check_count(getattr(self, name), name, least)
 
 
 def _unit(g):

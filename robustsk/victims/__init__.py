@@ -5,10 +5,10 @@ anything that can be attacked: torch modules, skorch nets, robustsk estimators,
 scikit-learn classifiers and pipelines, and lists of these.
 """
 
-from .._shared import public_names as _public_names
+from .._shared import export_all as _export_all
 from ._checks import NoGradientError as NoGradientError
 from .converters import register_converter as register_converter
 from .resolve import as_victim as as_victim
 from .victim import Victim as Victim
 
-__all__ = _public_names(globals())
+_export_all(globals())

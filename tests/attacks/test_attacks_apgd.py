@@ -37,12 +37,14 @@ class Script(nn.Module):
     def __init__(self, values, direction, signs=None):
         super().__init__()
         self.values, self.direction, self.inputs = list(values), direction, []
-        self.signs = np.ones(len(self.values)) if signs is None else signs
+        self.signs = signs
 
     def forward(self, x):
         self.inputs.append(x.detach().clone())
         call = len(self.inputs) - 1
-        along = self.signs[call] * (x @ self.direction)
+        along = (
+            x @ self.direction if self.signs is None else self.signs[call] * (x @ self.direction)
+        )
         value = self.values[call] + along - along.detach()
         return torch.stack([torch.zeros_like(value), value], 1)
 
@@ -70,7 +72,7 @@ def test_checkpoints(n_steps, expected):
 
 
 def run_script(values, n_steps, rho=0.75, eps=1.0, signs=None, **common):
-    """Return the iterates of a run in one dimension along a constant gradient, or one that turns."""
+    """Return the iterates in one dimension along a gradient that stays, or one that turns."""
     module = Script(values, torch.ones(1, dtype=torch.float64), signs)
     attack = APGD(
         n_steps=n_steps, rho=rho, eps=eps, clip=None, objective=second_logit, random_state=0
@@ -162,7 +164,7 @@ def test_start_and_first_step(norm):
 
 
 def test_restarts_and_targets_start_elsewhere(table, monkeypatch):
-    monkeypatch.setattr("robustsk.attacks._descent._ROOM", 0)  # one run after the other
+    monkeypatch.setattr("robustsk.attacks.gradient._descent._ROOM", 0)  # one run after the other
     net = Recorder(table.net)
     attack = APGD(n_steps=3, n_restarts=2, n_targets=2, eps=0.5, clip=None, random_state=0)
     x, y = torch.tensor(table.X[:5]), torch.tensor(table.y[:5])
@@ -422,7 +424,7 @@ def test_targets_are_the_most_likely_wrong_classes_of_the_clean_sample(images):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apgd, "aim", aim)
-        patch.setattr("robustsk.attacks._descent._ROOM", 0)  # one target after the other
+        patch.setattr("robustsk.attacks.gradient._descent._ROOM", 0)  # one target after the other
         attack = APGD(eps=1e-4, clip=(0, 1), n_steps=1, n_targets=4, random_state=0)
         attack.perturb(images.net, x, y)
     with torch.no_grad():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
+from numpy.typing import ArrayLike
 
 from ..._validation import check_count
 from ..minimal._starts import STARTS_DOC, approach, find_starts, ready
 from ..minimal.base import BaseMinimalAttack
 from ..queries import Queries
 from .base import BaseBlackBoxAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class BaseDecisionAttack(BaseBlackBoxAttack, BaseMinimalAttack):
@@ -32,7 +40,14 @@ class BaseDecisionAttack(BaseBlackBoxAttack, BaseMinimalAttack):
         "\n"
     ) + BaseBlackBoxAttack._shared_parameters_doc.lstrip("\n")
 
-    def __init__(self, estimator=None, *, starts=None, max_queries=5000, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        starts: ArrayLike | None = None,
+        max_queries: int = 5000,
+        **common: Unpack[AttackParameters],
+    ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.starts = starts
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..base import BaseAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class BaseBlackBoxAttack(BaseAttack):
@@ -23,6 +30,8 @@ class BaseBlackBoxAttack(BaseAttack):
         ``generate(X, y, return_info=True)[1]["n_queries"]``.
 """ + BaseAttack._shared_parameters_doc.lstrip("\n")
 
-    def __init__(self, estimator=None, *, max_queries=1000, **common):
+    def __init__(
+        self, estimator: Any = None, *, max_queries: int = 1000, **common: Unpack[AttackParameters]
+    ):
         super().__init__(estimator, **common)
         self.max_queries = max_queries

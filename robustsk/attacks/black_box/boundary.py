@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._tensors import column
 from ..._validation import check_count
 from ..minimal._starts import approach, ask, ask_draws, directions, ready, sample_length
+from ..noise import Stream
 from ._decision import BaseDecisionAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import DecisionParametersButNorm
 
 #: Every so many rounds the steps around the sample are judged by themselves.
 _SPHERE_EVERY = 5
@@ -72,7 +79,15 @@ class BoundaryAttack(BaseDecisionAttack):
 
     supported_norms = (2.0,)
 
-    def __init__(self, estimator=None, *, n_draws=5, norm=2, max_queries=3000, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_draws: int = 5,
+        norm: float | str = 2,
+        max_queries: int = 3000,
+        **common: Unpack[DecisionParametersButNorm],
+    ):
         super().__init__(estimator, norm=norm, max_queries=max_queries, **common)
         self.n_draws = n_draws
 
@@ -88,7 +103,7 @@ class BoundaryAttack(BaseDecisionAttack):
                 break
             ball = batch.ball.select(rows)
             unit = ball.to_unit(closest.z[rows] - ball.x)
-            drawn = directions(batch.noise.select(rows), number, n_draws)
+            drawn = directions(batch.noise.select(rows), Stream.START + number, n_draws)
             if ball.weight is not None:
                 drawn = torch.where(ball.weight > 0, drawn, 0.0)
             moved = _walk_around(unit, drawn, around[rows])

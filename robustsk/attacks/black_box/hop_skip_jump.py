@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,8 +12,14 @@ import torch
 from ..._tensors import column
 from ..._validation import check_count
 from ..minimal._starts import approach, ask, directions, ready, sample_length, shrink
+from ..noise import Stream
 from ._decision import BaseDecisionAttack
 from ._estimation import count_movable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import DecisionParameters
 
 _ELEMENTS_AT_A_TIME = 2**23
 _HALVINGS = 10
@@ -76,7 +83,13 @@ class HopSkipJump(BaseDecisionAttack):
     supported_norms = (np.inf, 2.0)
 
     def __init__(
-        self, estimator=None, *, n_initial=50, probe_size=None, max_queries=2000, **common
+        self,
+        estimator: Any = None,
+        *,
+        n_initial: int = 50,
+        probe_size: float | None = None,
+        max_queries: int = 2000,
+        **common: Unpack[DecisionParameters],
     ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.n_initial = n_initial
@@ -118,7 +131,7 @@ class HopSkipJump(BaseDecisionAttack):
         """Return the estimated direction into the adversarial region, of unit length."""
         ball = closest.batch.ball.select(rows)
         z = closest.z[rows]
-        drawn = directions(closest.batch.noise.select(rows), t, n_draws)
+        drawn = directions(closest.batch.noise.select(rows), Stream.START + t, n_draws)
         if ball.weight is not None:
             drawn = torch.where(ball.weight > 0, drawn, 0.0)
         distance = sample_length(ball.to_unit(z - ball.x), z.ndim)
@@ -131,6 +144,7 @@ class HopSkipJump(BaseDecisionAttack):
         sign = torch.where(fooled, 1.0, -1.0).to(z) * allowed
         mean = sign.sum(0) / allowed.sum(0)
         # where all agree, the mean direction itself is what is known
+        # equation 16
         weight = torch.where(mean.abs() == 1, sign, (sign - mean) * allowed)
         inward = (weight.reshape(*weight.shape, *([1] * (z.ndim - 1))) * moved).sum(0)
         return inward.sign() if ball.norm == np.inf else inward / sample_length(inward, z.ndim)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ..._validation import check_count
+from ..noise import Stream
 from ..queries import Queries
 from ._search import MARGIN, Search, parts, rounding
 from .base import BaseBlackBoxAttack
 from .square import image_shape
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 #: Jumps in the norms 2 and 1, in radii: the first, and the one after which to start over.
 LONGEST, SHORTEST = 0.5, 0.05
@@ -77,14 +85,14 @@ class LocalSearch(BaseBlackBoxAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        max_queries=5000,
-        n_steps=150,
-        n_candidates=32,
-        n_kept=5,
-        reach=5,
-        **common,
+        max_queries: int = 5000,
+        n_steps: int = 150,
+        n_candidates: int = 32,
+        n_kept: int = 5,
+        reach: int = 5,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.n_steps = n_steps
@@ -125,9 +133,9 @@ class LocalSearch(BaseBlackBoxAttack):
                 break
             noise, z, before = search.batch.noise, search.best.clone(), search.value
             # features near those kept come first, frozen ones last
-            order = (noise.uniform(2 * step, shape[1:]) + near).flatten(1) * movable
+            order = (noise.uniform(Stream.START + 2 * step, shape[1:]) + near).flatten(1) * movable
             tried = order.topk(n, dim=1).indices
-            signs = noise.uniform(2 * step + 1, (shape[0], n))
+            signs = noise.uniform(Stream.START + 2 * step + 1, (shape[0], n))
             lengths = torch.where(signs < 0.5, -length[:, None, None], length[:, None, None])
             points = []
             for i in range(n):

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING, Any
 
+from ..noise import Stream
 from ._estimation import BaseEstimatedGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class NES(BaseEstimatedGradientAttack):
@@ -66,14 +73,14 @@ class NES(BaseEstimatedGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        max_queries=10_000,
-        n_draws=10,
-        sigma=0.2,
-        step_size=None,
-        momentum=0.9,
-        **common,
+        max_queries: int = 10_000,
+        n_draws: int = 10,
+        sigma: float = 0.2,
+        step_size: float | None = None,
+        momentum: float = 0.9,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.n_draws = n_draws
@@ -87,7 +94,7 @@ class NES(BaseEstimatedGradientAttack):
         return super()._attack_batch(batch)
 
     def _directions(self, batch, step, n):
-        return batch.noise.normal(step, (n, *batch.x.shape[1:]))
+        return batch.noise.normal(Stream.START + step, (n, *batch.x.shape[1:]))
 
     def _step(self, ball, z, gradient, state, size, scale):
         if state:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
+from ..noise import Stream
 from ._estimation import BaseEstimatedGradientAttack, adam
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class SPSA(BaseEstimatedGradientAttack):
@@ -66,13 +74,13 @@ class SPSA(BaseEstimatedGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        max_queries=10_000,
-        n_draws=10,
-        delta=0.2,
-        step_size=None,
-        **common,
+        max_queries: int = 10_000,
+        n_draws: int = 10,
+        delta: float = 0.2,
+        step_size: float | None = None,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.n_draws = n_draws
@@ -80,7 +88,7 @@ class SPSA(BaseEstimatedGradientAttack):
         self.step_size = step_size
 
     def _directions(self, batch, step, n):
-        drawn = batch.noise.uniform(step, (n, *batch.x.shape[1:]))
+        drawn = batch.noise.uniform(Stream.START + step, (n, *batch.x.shape[1:]))
         return torch.where(drawn < 0.5, -1.0, 1.0).to(drawn.dtype)
 
     def _step(self, ball, z, gradient, state, size, scale):

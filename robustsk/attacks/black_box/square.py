@@ -5,14 +5,21 @@ from __future__ import annotations
 import functools
 import math
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..._validation import check_count
+from ..noise import Stream
 from ..queries import Queries
 from ._search import MARGIN, Search
 from .base import BaseBlackBoxAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 #: The share of the pixels in a window halves after each of these steps.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -24,8 +31,6 @@ TINY = 1e-30
 _BLOCK = 64
 #: Random numbers per step beside one per channel: two places and an orientation.
 N_PLACED = 5
-#: Streams of random numbers per restart.
-_RESTART = 2**32
 
 
 class SquareAttack(BaseBlackBoxAttack):
@@ -94,13 +99,13 @@ class SquareAttack(BaseBlackBoxAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        max_queries=5000,
-        p_init=0.8,
-        n_restarts=1,
-        rescale_schedule=False,
-        **common,
+        max_queries: int = 5000,
+        p_init: float = 0.8,
+        n_restarts: int = 1,
+        rescale_schedule: bool = False,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.p_init = p_init
@@ -130,7 +135,7 @@ class SquareAttack(BaseBlackBoxAttack):
             share = (queries.limit - 1) * (restart + 1) // n_restarts + 1
             share -= int(queries.count[todo[0]])
             search = Search(batch, queries, todo, share)
-            self._run(search, restart * _RESTART)
+            self._run(search, Stream.RESTART * restart)
             better = search.found_value > value[todo]
             result[todo[better]] = search.found[better]
             value[todo[better]] = search.found_value[better]
@@ -145,7 +150,7 @@ class SquareAttack(BaseBlackBoxAttack):
         at_corners = ball.norm == np.inf
         start = corner_start if at_corners else mass_start
         n_steps = search.left - 1
-        search.ask(start(search.batch, windows, stream))
+        search.ask(start(search.batch, windows, Stream.START + stream))
         search.drop()
         drawn = None
         for step in range(n_steps):
@@ -153,8 +158,9 @@ class SquareAttack(BaseBlackBoxAttack):
                 break
             if step % _BLOCK == 0:
                 shape = (_BLOCK, N_PLACED + windows.shape[0])
-                drawn = search.batch.noise.uniform(stream + 1 + step // _BLOCK, shape)
+                drawn = search.batch.noise.uniform(Stream.STEP + stream + step // _BLOCK, shape)
             when = (step + 1) * (_SCHEDULE_LENGTH / n_steps if self.rescale_schedule else 1)
+            # Algorithm 1: the size of the window by schedule, a proposal, and a question
             share = self.p_init / 2 ** sum(when > halving for halving in HALVINGS)
             state = search.batch, windows, search.best, share, drawn[:, step % _BLOCK]
             if at_corners:
@@ -277,6 +283,7 @@ def corner_start(batch, windows, stream):
 def corner_proposal(batch, windows, z, share, drawn):
     """Set a square to one corner of the ball per channel; return where, and to what."""
     index = windows.index(drawn[:, :2], windows.sides(share))
+    # Algorithm 2
     up = (drawn[:, N_PLACED:] < 0.5)[:, :, None]
     old, low, high = (
         v.flatten(1).gather(1, index).view(len(v), windows.shape[0], -1)
@@ -381,6 +388,7 @@ def mass_proposal(batch, windows, z, share, drawn):
     taken = flat.gather(1, index).view(-1, channels, *sides)
     hill = hills(*sides, norm).to(unit)[(drawn[:, 4] < 0.5).long()][:, None]
     hill = _normalised(hill * _signs(drawn[:, N_PLACED:])[:, :, None, None], norm)
+    # Algorithm 3: a new hill upon what is in the window, scaled to all the mass there is
     shape = hill + _normalised(taken, norm)
     if on_image or norm == 1:
         flat.scatter_(1, other, 0.0)

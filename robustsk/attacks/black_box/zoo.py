@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
+from ..noise import Stream
 from ._estimation import BaseEstimatedGradientAttack, adam, count_movable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class ZOO(BaseEstimatedGradientAttack):
@@ -71,13 +79,13 @@ class ZOO(BaseEstimatedGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        max_queries=10_000,
-        n_draws=16,
-        delta=0.5,
-        step_size=None,
-        **common,
+        max_queries: int = 10_000,
+        n_draws: int = 16,
+        delta: float = 0.5,
+        step_size: float | None = None,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, max_queries=max_queries, **common)
         self.n_draws = n_draws
@@ -85,7 +93,7 @@ class ZOO(BaseEstimatedGradientAttack):
         self.step_size = step_size
 
     def _directions(self, batch, step, n):
-        order = batch.noise.uniform(step)
+        order = batch.noise.uniform(Stream.START + step)
         if batch.ball.weight is not None:
             order = order * (batch.ball.weight > 0)
         picked = order.flatten(1).topk(min(n, count_movable(batch.ball)), dim=1).indices

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..._tensors import column
+from ..noise import Stream
 
 #: Finished samples are dropped from the batch once they are this share of it:
 #: copying the survivors costs less than one more step with the finished ones.
@@ -55,7 +56,7 @@ def descend(
         "momentum": momentum,
     }
     if batch.keep == "last" and runs == 1:
-        z = batch.ball.random_start(random_start, batch.noise, 0, start_std)
+        z = batch.ball.random_start(random_start, batch.noise, Stream.START, start_std)
         return _advance(batch, z, n_steps, step_size, momentum)
     best = batch.x.clone()
     best_value = torch.full((len(best),), -torch.inf, device=best.device, dtype=best.dtype)
@@ -129,7 +130,10 @@ def _run(batch, streams, *, n_steps, step_size, random_start, start_std, momentu
     """Return the results of some runs, where they fool the victim, and their objectives."""
     n_samples = len(batch.x)
     z = torch.cat(
-        [batch.ball.random_start(random_start, batch.noise, s, start_std) for s in streams]
+        [
+            batch.ball.random_start(random_start, batch.noise, Stream.START + s, start_std)
+            for s in streams
+        ]
     )
     batch = repeat(batch, len(streams))
     if batch.keep != "last":

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._validation import check_count
 from ...losses import margin
+from ..noise import Stream
 from ..objectives import Objective
 from ._descent import COMPACT_AT
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 #: Below this logit margin the gradient of a probability margin underflows.
 _SATURATED = -15.0
@@ -41,14 +48,14 @@ class MarginPGD(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        n_steps=20,
-        n_direction=0,
-        kind="logits",
-        last=0.02,
-        stream=0,
-        **common,
+        n_steps: int = 20,
+        n_direction: int = 0,
+        kind: str = "logits",
+        last: float = 0.02,
+        stream: int = 0,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
@@ -67,7 +74,7 @@ class MarginPGD(BaseGradientAttack):
             radius * (self.last + (1 - self.last / 2) * (1 + math.cos(math.pi * s / n_steps)))
             for s in range(n_steps)
         ]
-        z = batch.ball.random_start("uniform", batch.noise, self.stream, 0.0)
+        z = batch.ball.random_start("uniform", batch.noise, Stream.START + self.stream, 0.0)
         result = z.clone()
         best = torch.full((len(z),), -torch.inf, dtype=z.dtype, device=z.device)
         alive = torch.arange(len(z), device=z.device)
@@ -109,8 +116,8 @@ class MarginPGD(BaseGradientAttack):
         with torch.no_grad():
             logits = batch.victim(z)
         n_classes = logits.shape[1]
-        weights = 2 * batch.noise.uniform(self.stream + 1, (n_classes,)).to(logits) - 1
-        own = 0.6 * batch.noise.scalar(self.stream).to(logits) - 0.5
+        weights = 2 * batch.noise.uniform(Stream.STEP + self.stream, (n_classes,)).to(logits) - 1
+        own = 0.6 * batch.noise.scalar(Stream.START + self.stream).to(logits) - 0.5
         weights.scatter_(1, batch.y[:, None], own[:, None])
         order = logits.scatter(1, batch.y[:, None], -torch.inf).argsort(1, descending=True)
         favoured = order[:, self.stream % min(9, n_classes - 1)]

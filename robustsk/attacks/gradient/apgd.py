@@ -6,17 +6,24 @@ import copy
 import math
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._tensors import column
 from ..._validation import check_count, check_length
 from ...losses import margin
+from ..noise import Stream
 from ..objectives import OBJECTIVES
 from ..targeting import aim, wrong_classes
 from ..threat import project_l1, project_l1_box
 from ._descent import COMPACT_AT, n_together, repeat, settled
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 #: Radii of the 1-norm schedule, and the share of the steps spent in each.
 _LARGE_RADII = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
@@ -112,14 +119,14 @@ class APGD(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        n_steps=100,
-        n_restarts=1,
-        n_targets=None,
-        rho=0.75,
-        large_radius=True,
-        **common,
+        n_steps: int = 100,
+        n_restarts: int = 1,
+        n_targets: int | str | None = None,
+        rho: float = 0.75,
+        large_radius: bool = True,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
@@ -216,9 +223,9 @@ class APGD(BaseGradientAttack):
 def _direction(batch, stream):
     """Draw random directions of unit length."""
     if batch.ball.norm == math.inf:
-        drawn = 2.0 * batch.noise.uniform(stream) - 1.0
+        drawn = 2.0 * batch.noise.uniform(Stream.START + stream) - 1.0
     else:
-        drawn = batch.noise.normal(stream)
+        drawn = batch.noise.normal(Stream.START + stream)
     length = torch.linalg.vector_norm(drawn.flatten(1), ord=batch.ball.norm, dim=1)
     return drawn / column(length, drawn)
 
@@ -377,7 +384,9 @@ class _Ascent:
         """Halve the step where the objective has stopped rising."""
         if step not in self.checkpoints:
             return
+        # condition 1 of Algorithm 1: the objective has risen in too few of the steps
         stalled = self.rises <= self.rho * self.checkpoints[step]
+        # condition 2: nothing has been gained, though the step was not halved the last time
         stalled |= ~self.halved & (self.value <= self.noted)
         self.size = torch.where(self._go_back(stalled), self.size / 2, self.size)
         self.halved, self.noted = stalled, self.value
@@ -387,7 +396,7 @@ class _Ascent:
         """Return the next iterate."""
         ahead = ball.ascend(self.z, self.gradient, self.size)
         if step:
-            # 3/4 of the step to `ahead`, 1/4 of the step before
+            # Algorithm 1 with alpha = 3/4: 3/4 of the step to `ahead`, 1/4 of the step before
             ahead = 0.75 * ahead + 0.5 * self.z
             ahead = ball.project(ahead.sub_(self.previous, alpha=0.25))
         self.previous = self.z

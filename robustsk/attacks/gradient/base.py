@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 from ..._validation import check_length
 from ..base import BaseAttack
 from ..objectives import resolve_objective
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class BaseGradientAttack(BaseAttack):
@@ -19,7 +27,13 @@ class BaseGradientAttack(BaseAttack):
         cross-entropy otherwise.
 """ + BaseAttack._shared_parameters_doc.lstrip("\n")
 
-    def __init__(self, estimator=None, *, objective=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        objective: str | Callable | None = None,
+        **common: Unpack[AttackParameters],
+    ):
         super().__init__(estimator, **common)
         self.objective = objective
 

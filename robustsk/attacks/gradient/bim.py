@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..._validation import check_count
 from ._descent import descend
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class BIM(BaseGradientAttack):
@@ -43,7 +50,14 @@ class BIM(BaseGradientAttack):
     True
     """
 
-    def __init__(self, estimator=None, *, n_steps=10, step_size=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        **common: Unpack[GradientParameters],
+    ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
         self.step_size = step_size

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._tensors import column, flat, positive
 from ..._validation import check_choice, check_count, check_length, check_start
+from ..noise import Stream
 from ._descent import walk
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParametersButNorm
 
 #: Mean change per feature where ``eps_unit="mean"`` and none is given; the
 #: 12 of the 1-norm are the same on images of 3 x 32 x 32.
@@ -94,19 +101,19 @@ class DRA(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        proportion=1 / 3,
-        n_steps=5,
-        step_size=None,
-        eps_unit="total",
-        normalize="before",
-        mask_mode="per_step",
-        projection="l1",
-        random_start=None,
-        start_std=0.001,
-        norm=1,
-        **common,
+        proportion: float = 1 / 3,
+        n_steps: int = 5,
+        step_size: float | None = None,
+        eps_unit: str = "total",
+        normalize: str = "before",
+        mask_mode: str = "per_step",
+        projection: str = "l1",
+        random_start: str | None = None,
+        start_std: float = 0.001,
+        norm: float | str = 1,
+        **common: Unpack[GradientParametersButNorm],
     ):
         super().__init__(estimator, norm=norm, **common)
         self.proportion = proportion
@@ -153,10 +160,12 @@ class DRA(BaseGradientAttack):
         def advance(batch, rows, z, gradient, number):
             vectors = flat(batch.ball.to_data(gradient))
             if number == 0 or not first_only:
+                # Sec. 4.4.2: only the steepest features move
                 top = vectors.abs().topk(n_changed, dim=1).indices
                 chosen[rows] = torch.zeros_like(chosen[rows]).scatter(1, top, True)
             masked = vectors * chosen[rows]
             length = positive((vectors if before else masked).abs().sum(1, keepdim=True))
+            # along the gradient itself, not its sign, in a step that the 1-norm measures
             z = z + batch.ball.to_data((step * (masked / length)).reshape(z.shape))
             if stays_inside:
                 return batch.ball.clamp(z)
@@ -166,7 +175,7 @@ class DRA(BaseGradientAttack):
             return batch.ball.project(z)
 
         z = ball.random_start(
-            check_start(start), batch.noise, 0, check_length(self.start_std, "start_std")
+            check_start(start), batch.noise, Stream.START, check_length(self.start_std, "start_std")
         )
         return walk(batch, z, n_steps=n_steps, advance=advance).z
 

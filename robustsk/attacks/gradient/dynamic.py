@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..._tensors import length
 from ..._validation import check_count, check_length, check_start
+from ..noise import Stream
 from ._descent import walk
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class DynamicPGD(BaseGradientAttack):
@@ -79,14 +86,14 @@ class DynamicPGD(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        criterion=0.0,
-        n_steps=10,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        **common,
+        criterion: float = 0.0,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.criterion = criterion
@@ -102,7 +109,7 @@ class DynamicPGD(BaseGradientAttack):
         size = self._step_length(batch, 2.5, n_steps)
         start = check_start(self.random_start)
         std = check_length(self.start_std, "start_std")
-        z = batch.ball.random_start(start, batch.noise, 0, std)
+        z = batch.ball.random_start(start, batch.noise, Stream.START, std)
         fosc = torch.zeros(len(z), dtype=z.dtype, device=z.device)
 
         def stop(batch, rows, z, gradient):

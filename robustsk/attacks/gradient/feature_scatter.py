@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch.nn import functional as F
 
 from ..._tensors import column
 from ..._validation import check_count, check_length, check_start
+from ...losses.wasserstein import transport_plan
 from ..base import BaseAttack
+from ..noise import Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class FeatureScatter(BaseAttack):
@@ -86,17 +95,17 @@ class FeatureScatter(BaseAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        n_steps=1,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        reg=0.01,
-        n_sinkhorn=100,
-        tol=0.1,
-        detach_plan=False,
-        **common,
+        n_steps: int = 1,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        reg: float = 0.01,
+        n_sinkhorn: int = 100,
+        tol: float = 0.1,
+        detach_plan: bool = False,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
@@ -125,7 +134,7 @@ class FeatureScatter(BaseAttack):
                 clean = batch.victim(batch.x)
         start = check_start(self.random_start)
         z = batch.ball.random_start(
-            start, batch.noise, 0, check_length(self.start_std, "start_std")
+            start, batch.noise, Stream.START, check_length(self.start_std, "start_std")
         )
         result = batch.x.clone()
         hit = batch.fooled(clean) if batch.keep != "last" else None
@@ -172,43 +181,3 @@ def cosine_cost(first, second):
     """Return ``max(0, 1 - cos)`` of all pairs of rows, shape (n, m)."""
     first, second = F.normalize(first, eps=1e-12), F.normalize(second, eps=1e-12)
     return F.relu(1 - first @ second.T)
-
-
-def transport_plan(cost, reg=0.01, n_iter=100, tol=0.1, mass=None, mass_columns=None):
-    """Return the plan of least cost and most entropy between two distributions.
-
-    Minimises ``<T, cost> - reg * H(T)`` by Sinkhorn's iterations on logarithms.
-
-    Parameters
-    ----------
-    cost : torch.Tensor of shape (n, m)
-    reg : float, default=0.01
-    n_iter : int, default=100
-    tol : float, default=0.1
-        The iterations end when the potentials of the rows change by less, in
-        sum.
-    mass : torch.Tensor of shape (n,), default=None
-        Weights of rows and columns; None means 1. A weight of 2 does what a
-        sample that is there twice would do.
-    mass_columns : torch.Tensor of shape (m,), default=None
-        Weights of the columns, of the same sum, where they are not those of the rows.
-
-    Returns
-    -------
-    torch.Tensor of shape (n, m)
-        Columns sum to their shares, 1/n without weights; rows do so once it has
-        converged.
-    """
-    mass = cost.new_ones(len(cost)) if mass is None else mass.to(cost)
-    other = mass if mass_columns is None else mass_columns.to(cost)
-    share, share_columns = (torch.log(m / m.sum()) for m in (mass, other))
-    # relative to the shares, where copies of a sample have the potential of the sample
-    f, g = ((reg * torch.log(mass.sum())).expand(len(m)) for m in (mass, other))
-    for _ in range(n_iter):
-        before = f
-        f = -reg * torch.logsumexp(share_columns[None, :] + (g[None, :] - cost) / reg, 1)
-        g = -reg * torch.logsumexp(share[:, None] + (f[:, None] - cost) / reg, 0)
-        if (mass * (f - before)).detach().abs().sum() < tol:
-            break
-    potentials = f[:, None] + g[None, :] - cost
-    return torch.exp(share[:, None] + share_columns[None, :] + potentials / reg)

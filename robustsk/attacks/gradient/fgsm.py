@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..._validation import check_length, check_start
 from ._descent import descend
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class FGSM(BaseGradientAttack):
@@ -51,7 +58,13 @@ class FGSM(BaseGradientAttack):
     """
 
     def __init__(
-        self, estimator=None, *, random_start="none", step_size=None, start_std=0.001, **common
+        self,
+        estimator: Any = None,
+        *,
+        random_start: str = "none",
+        step_size: float | None = None,
+        start_std: float = 0.001,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.random_start = random_start

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import numbers
+from typing import TYPE_CHECKING, Any
 
 from ..._validation import check_count, check_length, check_start
+from ..noise import Stream
 from ._descent import walk
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class FriendlyPGD(BaseGradientAttack):
@@ -77,15 +83,15 @@ class FriendlyPGD(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        tau=0,
-        omega=0.0,
-        n_steps=10,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        **common,
+        tau: int = 0,
+        omega: float = 0.0,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.tau = tau
@@ -96,9 +102,9 @@ class FriendlyPGD(BaseGradientAttack):
         self.start_std = start_std
 
     def _attack_batch(self, batch):
-        if not isinstance(self.tau, numbers.Integral) or self.tau < 0:
-            raise ValueError(f"tau must be an integer of at least 0, got {self.tau!r}.")
-        path = sign_walk(self, batch, patience=self.tau, omega=check_length(self.omega, "omega"))
+        tau = check_count(self.tau, "tau", least=0)
+        # Algorithm 1: a misclassified iterate takes one from tau; where none is left, it stops
+        path = sign_walk(self, batch, patience=tau, omega=check_length(self.omega, "omega"))
         batch.info["kappa"] = path.n_right
         batch.info["n_steps_taken"] = path.n_taken
         return path.z
@@ -126,13 +132,14 @@ def sign_walk(attack, batch, *, patience=None, omega=0.0):
     z = batch.ball.random_start(
         check_start(attack.random_start),
         batch.noise,
-        0,
+        Stream.START,
         check_length(attack.start_std, "start_std"),
     )
 
     def advance(batch, rows, z, gradient, step):
         if omega:
-            z = z + omega * batch.noise.normal(step + 1)
+            # of the authors' code, not of Algorithm 1
+            z = z + omega * batch.noise.normal(Stream.STEP + step)
         return batch.ball.ascend(z, gradient, size)
 
     return walk(batch, z, n_steps=n_steps, advance=advance, patience=patience)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .base import BaseGradientAttack
 from .friendly import sign_walk
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class GeometryAwarePGD(BaseGradientAttack):
@@ -64,14 +71,14 @@ class GeometryAwarePGD(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        kappa_mode="count",
-        n_steps=10,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        **common,
+        kappa_mode: str = "count",
+        n_steps: int = 10,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.kappa_mode = kappa_mode
@@ -84,5 +91,6 @@ class GeometryAwarePGD(BaseGradientAttack):
         if self.kappa_mode not in ("count", "first"):
             raise ValueError(f"kappa_mode must be 'count' or 'first', got {self.kappa_mode!r}.")
         path = sign_walk(self, batch)
+        # kappa of Algorithm 1
         batch.info["kappa"] = path.n_right if self.kappa_mode == "count" else path.first
         return path.z

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..._validation import check_length
 from ._descent import descend
 from .bim import BIM
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class MIM(BIM):
@@ -42,7 +49,15 @@ class MIM(BIM):
     True
     """
 
-    def __init__(self, estimator=None, *, decay=1.0, n_steps=10, step_size=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        decay: float = 1.0,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        **common: Unpack[GradientParameters],
+    ):
         super().__init__(estimator, n_steps=n_steps, step_size=step_size, **common)
         self.decay = decay
 

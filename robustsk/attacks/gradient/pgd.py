@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ..._validation import check_count, check_length, check_start
 from ._descent import descend
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class PGD(BaseGradientAttack):
@@ -56,14 +63,14 @@ class PGD(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        n_steps=10,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        n_restarts=1,
-        **common,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        n_restarts: int = 1,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +14,11 @@ import torch
 from ...losses import margin
 from ..objectives import Objective
 from .pgd import PGD
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import PGDParameters
 
 
 class ScaledPGD(PGD):
@@ -92,7 +99,13 @@ class ScaledPGD(PGD):
     True
     """
 
-    def __init__(self, estimator=None, *, scales=1.0, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        scales: float | Sequence[float] = 1.0,
+        **common: Unpack[PGDParameters],
+    ):
         super().__init__(estimator, **common)
         self.scales = scales
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import numbers
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..._validation import check_choice, check_count, check_length, check_start
 from ...losses.wasserstein import smoothed_cost, transport_cost_gradient
+from ..noise import Stream
 from ..threat import Ball, check_norm
 from ._descent import descend
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class UDRAdversary(BaseGradientAttack):
@@ -127,23 +134,23 @@ class UDRAdversary(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        soft_ball="deadzone",
-        cost_norm=2,
-        tau=None,
-        tau_ratio=2.0,
-        lambda_init=None,
-        lambda_lr=None,
-        distance="mean_abs",
-        smooth_distance=False,
-        lambda_period=10,
-        clip_each_step=True,
-        n_steps=10,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        **common,
+        soft_ball: str = "deadzone",
+        cost_norm: float = 2,
+        tau: float | None = None,
+        tau_ratio: float = 2.0,
+        lambda_init: float | None = None,
+        lambda_lr: float | None = None,
+        distance: str = "mean_abs",
+        smooth_distance: bool = False,
+        lambda_period: int = 10,
+        clip_each_step: bool = True,
+        n_steps: int = 10,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.soft_ball = soft_ball
@@ -173,9 +180,10 @@ class UDRAdversary(BaseGradientAttack):
         ratio = self._steps_in_tau(size)
         lam = self._lam(ratio)
         ball = batch.ball if self.clip_each_step else _without_range(batch.ball)
-        z = ball.random_start(start[0], batch.noise, 0, start[1])
+        z = ball.random_start(start[0], batch.noise, Stream.START, start[1])
         for _ in range(n_steps):
             _, _, gradient = batch.value_and_gradient(z)
+            # Algorithm 1: push up the objective, then pull back
             z = ball.push(z, gradient, size)
             if self.soft_ball == "deadzone":
                 z = _pull(z, ball, min(1.0, lam / ratio))
@@ -192,6 +200,7 @@ class UDRAdversary(BaseGradientAttack):
         # beyond 1 the quadratic cost would send a sample past its origin
         outside = pace / tau if tau > 0 else np.inf
         inside, outside = (min(1.0, p) if norm == 2 else p for p in (pace, outside))
+        # the slopes of Eq. 16
         weight = torch.where(gate >= ball.radius, outside, inside)
         pull = torch.nan_to_num(weight * transport_cost_gradient(delta, norm))
         return ball.clamp(ball.x + (delta - pull))
@@ -213,6 +222,7 @@ class UDRAdversary(BaseGradientAttack):
         moved = (x_adv - x).detach().flatten(1).abs()
         distance = self._distance_from(x_adv.detach(), ball)
         if self.smooth_distance and ratio * size > 0:
+            # Eq. 16
             distance = smoothed_cost(distance, ball.radius, ratio * size)
         values = torch.stack([distance, moved.mean(1), moved.amax(1)])
         means = values.mean(1) if weight is None else (values * weight).sum(1) / weight.sum()
@@ -226,6 +236,7 @@ class UDRAdversary(BaseGradientAttack):
         self._slack += ball.radius - distance
         self._n_batches += 1
         if self._n_batches >= self.lambda_period:
+            # Eq. 19, never below zero
             self.lam_ = max(0.0, self.lam_ - self._rate(ratio) * self._slack / self._n_batches)
             self._slack, self._n_batches = 0.0, 0
 

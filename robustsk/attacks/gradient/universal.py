@@ -6,15 +6,22 @@ import copy
 import math
 import numbers
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..._containers import check_floats
 from ..._tensors import column
 from ..._validation import check_count
 from ..threat import Ball
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .._parameters import GradientParameters
 
 
 class UniversalPerturbation(BaseGradientAttack):
@@ -79,13 +86,21 @@ class UniversalPerturbation(BaseGradientAttack):
 
     per_sample = False
 
-    def __init__(self, estimator=None, *, n_steps=20, step_size=None, max_objective=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_steps: int = 20,
+        step_size: float | None = None,
+        max_objective: float | None = None,
+        **common: Unpack[GradientParameters],
+    ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
         self.step_size = step_size
         self.max_objective = max_objective
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn the perturbation, against the predictions of the model.
 
         Parameters

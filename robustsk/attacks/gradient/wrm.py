@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import TYPE_CHECKING, Any
 
 from ..._validation import check_count, check_length, check_start
+from ..noise import Stream
 from ._descent import descend
 from .base import BaseGradientAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import GradientParameters
 
 
 class WRMAdversary(BaseGradientAttack):
@@ -62,13 +69,13 @@ class WRMAdversary(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        gamma=1.0,
-        n_steps=15,
-        random_start="none",
-        start_std=0.001,
-        **common,
+        gamma: float = 1.0,
+        n_steps: int = 15,
+        random_start: str = "none",
+        start_std: float = 0.001,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.gamma = gamma
@@ -86,7 +93,7 @@ class WRMAdversary(BaseGradientAttack):
             )
         pace = 0.5 / check_gamma(self.gamma)
         clamp = batch.ball.clamp
-        z = batch.ball.random_start(start[0], batch.noise, 0, start[1])
+        z = batch.ball.random_start(start[0], batch.noise, Stream.START, start[1])
         _, _, gradient = batch.value_and_gradient(z)
         z = clamp(z + pace * gradient)
         for step in range(n_steps):

@@ -64,6 +64,7 @@ def nearest_boundary(batch, z, candidates):
             height = torch.nan_to_num(height, nan=0.0, posinf=0.0, neginf=0.0)
             if heights.shape[1] == 1:
                 return logits.detach(), height, w
+            # |f_k| / ||w_k|| in the dual norm, the distance of a plane
             distance = height.abs() / positive(dual_norm(w, batch.ball.norm))
             if k == 0:
                 nearest, result_height, result_w = distance, height, w

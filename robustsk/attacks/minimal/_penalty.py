@@ -64,7 +64,7 @@ def local_slope(batch, confidence=0.0):
     Parameters
     ----------
     batch : AttackBatch
-        Whose objective is the margin.
+        Whatever its objective is.
     confidence : float, default=0.0
         The margin to be reached.
 
@@ -74,6 +74,7 @@ def local_slope(batch, confidence=0.0):
     gradient : torch.Tensor of shape (n, n_features)
         In the units in which the ball is round.
     """
+    batch = replace(batch, objective=OBJECTIVES["cw"])
     _, value, gradient = batch.value_and_gradient(batch.x)
     lacking = (confidence - value).clamp_min(torch.finfo(value.dtype).eps).to(batch.x)
     return lacking, batch.ball.to_data(gradient).flatten(1)

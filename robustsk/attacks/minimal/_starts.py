@@ -9,6 +9,7 @@ import torch
 
 from ..._containers import to_array
 from ..._tensors import column
+from ..noise import Stream
 
 #: Points asked about on each ray that leaves a sample, at these shares of its length.
 ON_BOUNDED_RAY = tuple(k / 8 for k in range(1, 9))
@@ -24,7 +25,6 @@ _SHARE_OF_START, _SHARE_OF_FIRST = 0.25, 0.1
 _FEWEST_RAYS = 6
 #: Nearest of the starting points of the user that are tried.
 _NEAREST = 5
-_STREAM = 10**6
 
 STARTS_DOC = """
     starts : array-like of shape (n_starts, ...), default=None
@@ -147,7 +147,7 @@ def find_starts(closest, queries, starts=None, restart=0):
 
 def _end_of_ray(batch, number, restart):
     """Return where a random ray ends, and whether there is a box; every second one is mirrored."""
-    ball, stream, mirrored = batch.ball, _STREAM * (1 + restart) + number // 2, number % 2
+    ball, stream, mirrored = batch.ball, Stream.RAY * (1 + restart) + number // 2, number % 2
     low, high = ball.low, ball.high
     if low is not None and bool(torch.isfinite(high - low).all()):
         drawn = batch.noise.uniform(stream)

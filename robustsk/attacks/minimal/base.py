@@ -9,6 +9,7 @@ import torch
 
 from ..._tensors import column
 from ..base import BaseAttack
+from ..objectives import OBJECTIVES
 
 
 class Closest:
@@ -82,9 +83,15 @@ class BaseMinimalAttack(BaseAttack):
 
     Subclasses define `_search`. Samples that are adversarial as they are come
     back unchanged, and so do those without an adversarial example within `eps`.
+    The objective of their batches is the margin, whatever a defence asks for: it
+    is zero at the border that is looked for, and its slope tells how far away
+    that is.
     """
 
     minimal = True
+
+    def _resolve_objective(self, objective):
+        return OBJECTIVES["cw"]
 
     def _attack_batch(self, batch):
         with torch.no_grad():

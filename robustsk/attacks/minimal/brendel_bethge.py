@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from ..._validation import check_count
 from ..base import BaseAttack
-from ..objectives import OBJECTIVES
 from ..queries import Queries
 from ._linear_boundary import dual_norm, from_unit, step_to_plane, unit_box
 from ._starts import ON_BOUNDED_RAY, STARTS_DOC, approach, ask_on_ray, find_starts, ready
 from .base import BaseMinimalAttack, Closest
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 _QUERIES_OF_START = 400
 _TOLERANCE = 1e-4
@@ -93,13 +98,13 @@ class BrendelBethge(BaseMinimalAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        n_steps=100,
-        n_restarts=1,
-        trust_radius=0.5,
-        starts=None,
-        **common,
+        n_steps: int = 100,
+        n_restarts: int = 1,
+        trust_radius: float = 0.5,
+        starts: ArrayLike | None = None,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
@@ -116,7 +121,7 @@ class BrendelBethge(BaseMinimalAttack):
             rows = closest.open
             if len(rows) == 0:
                 break
-            part = dataclasses.replace(batch.select(rows), objective=OBJECTIVES["cw"])
+            part = batch.select(rows)
             found = Closest(part)
             queries = Queries(part, _QUERIES_OF_START)
             if restart == 0:

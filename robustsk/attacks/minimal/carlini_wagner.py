@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 
 from ..._tensors import column
 from ..._validation import check_count, check_length, check_positive
-from ..objectives import OBJECTIVES
 from ._penalty import CHECKS, PROGRESS, Aim, WeightSearch, local_slope, ratio, widest
 from .base import BaseMinimalAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParametersButNorm
 
 #: What is left of the learning rate after the last step.
 _LAST_RATE = 0.01
@@ -91,17 +97,17 @@ class CarliniWagner(BaseMinimalAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        norm=2,
-        confidence=0.0,
-        n_steps=200,
-        learning_rate=None,
-        n_binary_steps=9,
-        initial_const=None,
-        abort_early=True,
-        variable="projection",
-        **common,
+        norm: float | str = 2,
+        confidence: float = 0.0,
+        n_steps: int = 200,
+        learning_rate: float | None = None,
+        n_binary_steps: int = 9,
+        initial_const: float | None = None,
+        abort_early: bool = True,
+        variable: str = "projection",
+        **common: Unpack[AttackParametersButNorm],
     ):
         super().__init__(estimator, norm=norm, **common)
         self.confidence = confidence
@@ -111,9 +117,6 @@ class CarliniWagner(BaseMinimalAttack):
         self.initial_const = initial_const
         self.abort_early = abort_early
         self.variable = variable
-
-    def _resolve_objective(self, objective):
-        return OBJECTIVES["cw"]
 
     def _search(self, batch, closest):
         confidence = check_length(self.confidence, "confidence")
@@ -171,12 +174,15 @@ class CarliniWagner(BaseMinimalAttack):
             closest.update(z, hit, rows[at])
             found[at] |= hit
 
+            # f_6: what the margin lacks
             lacking = (self.confidence - value).clamp_min(0).to(z)
             unit = batch.ball.to_unit(z - batch.x)
             if tau is None:
+                # Sec. VI, 2-norm: ||delta||_2^2
                 penalty, descent = unit.square(), 2 * unit
             else:
-                # a round starts from features that are at tau but for rounding
+                # Sec. VI, inf norm: the sum of what exceeds tau; a round starts from features that
+                # are at tau but for rounding
                 excess = (unit.abs() - (1 + 1e-5) * column(tau, unit)).clamp_min(0)
                 penalty, descent = excess, unit.sign() * (excess > 0)
             lowest = torch.minimum(lowest, penalty.flatten(1).sum(1) + const * lacking)
@@ -220,6 +226,7 @@ class CarliniWagner(BaseMinimalAttack):
 def _tanh_slope(ball, z):
     """Return the derivative of `z` with respect to the variable of which it is the tanh."""
     half = (ball.high - ball.low) / 2
+    # change of variables of Sec. V-B
     return half * (1 - _tanh(ball, z).square())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 
@@ -11,6 +13,11 @@ from ..gradient._descent import COMPACT_AT
 from ..targeting import wrong_classes
 from ._linear_boundary import dual_norm, from_unit, nearest_boundary, unit_box
 from .base import BaseMinimalAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class DeepFool(BaseMinimalAttack):
@@ -65,7 +72,15 @@ class DeepFool(BaseMinimalAttack):
 
     supported_norms = (np.inf, 2.0)
 
-    def __init__(self, estimator=None, *, n_steps=50, overshoot=0.02, n_candidates=10, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        n_steps: int = 50,
+        overshoot: float = 0.02,
+        n_candidates: int = 10,
+        **common: Unpack[AttackParameters],
+    ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
         self.overshoot = overshoot
@@ -108,5 +123,6 @@ def _step(u, w, height, low, high, norm):
     stuck = ((u >= high) & (down > 0)) | ((u <= low) & (down < 0))
     w = w.masked_fill(stuck, 0.0)
     direction = w.sign() if norm == np.inf else w / positive(dual_norm(w, norm))[:, None]
+    # Algorithm 2: |f| / ||w||_2 along w; Sec. 3.3, inf norm: |f| / ||w||_1 along its sign
     step = -(height / positive(dual_norm(w, norm)))[:, None] * direction
     return torch.clamp(u + step, low, high) - u

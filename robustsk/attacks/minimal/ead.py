@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from ..._tensors import column
 from ..._validation import check_count, check_length, check_positive
-from ..objectives import OBJECTIVES
 from ._penalty import CHECKS, PROGRESS, Aim, WeightSearch, local_slope, ratio
 from .base import BaseMinimalAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParametersButNorm
 
 RULES = ("l1", "en")
 
@@ -87,18 +93,18 @@ class EAD(BaseMinimalAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        norm=1,
-        beta=3.0,
-        confidence=0.0,
-        rule="l1",
-        n_steps=200,
-        learning_rate=0.05,
-        n_binary_steps=9,
-        initial_const=None,
-        abort_early=True,
-        **common,
+        norm: float | str = 1,
+        beta: float = 3.0,
+        confidence: float = 0.0,
+        rule: str = "l1",
+        n_steps: int = 200,
+        learning_rate: float = 0.05,
+        n_binary_steps: int = 9,
+        initial_const: float | None = None,
+        abort_early: bool = True,
+        **common: Unpack[AttackParametersButNorm],
     ):
         super().__init__(estimator, norm=norm, **common)
         self.beta = beta
@@ -109,9 +115,6 @@ class EAD(BaseMinimalAttack):
         self.n_binary_steps = n_binary_steps
         self.initial_const = initial_const
         self.abort_early = abort_early
-
-    def _resolve_objective(self, objective):
-        return OBJECTIVES["cw"]
 
     def _search(self, batch, closest):
         beta = check_length(self.beta, "beta")
@@ -162,6 +165,7 @@ class EAD(BaseMinimalAttack):
                 self._keep(batch, closest, rows[at], best, z, hit, size)
 
             gain = column(const * (lacking > 0), unit) * batch.ball.to_data(gradient)
+            # Eq. 7
             lowest = torch.minimum(lowest, size + const * lacking)
             going = torch.ones_like(hit)
             if self.abort_early and step % every == every - 1:
@@ -180,8 +184,10 @@ class EAD(BaseMinimalAttack):
 
             length = self.learning_rate * (1 - step / self.n_steps)
             unit = unit - length * (2 * unit - gain)
+            # Algorithm 1: after the gradient step the shrinkage, the proximal step of the 1-norm
             unit = unit.sign() * (unit.abs() - length * column(lam, unit)).clamp_min(0)
             now = batch.ball.clamp(batch.x + batch.ball.to_data(unit)) - batch.x
+            # Algorithm 1: momentum of k / (k + 3)
             z = batch.ball.clamp(batch.x + now + step / (step + 3) * (now - previous))
             previous = now
         return found

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from ..._tensors import column, flat, length, positive
 from ..._validation import check_count, check_share
 from ..gradient._descent import COMPACT_AT
+from ..noise import Stream
 from ..targeting import wrong_classes
 from ._linear_boundary import from_unit, nearest_boundary, step_to_plane, unit_box
 from .base import BaseMinimalAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 #: An adversarial iterate has come to rest once a step moves it by no more than this share of its
 #: distance.
@@ -94,15 +102,15 @@ class FAB(BaseMinimalAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        n_steps=100,
-        n_targets=None,
-        n_restarts=1,
-        alpha_max=0.1,
-        eta=1.05,
-        beta=0.9,
-        **common,
+        n_steps: int = 100,
+        n_targets: int | str | None = None,
+        n_restarts: int = 1,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
@@ -136,7 +144,7 @@ class FAB(BaseMinimalAttack):
                 u = torch.zeros_like(flat(part.x))
                 if restart:
                     reach = closest.distance[rows].clamp_max(part.ball.radius) / 2
-                    stream = restart * len(runs) + number
+                    stream = Stream.START + restart * len(runs) + number
                     u = reach[:, None] * flat(part.ball.draw(part.noise, stream))
                     u = torch.clamp(u, *unit_box(part.ball))
                 self._run(part, closest, rows, candidates[rows], u)
@@ -151,6 +159,7 @@ class FAB(BaseMinimalAttack):
             fooled = batch.fooled(logits)
             closest.update(z, fooled, rows)
             base = height - (w * u).sum(1)
+            # Algorithm 1: backward step, to (1 - beta) * sample + beta * iterate
             start = u * torch.ones_like(base).masked_fill(fooled, self.beta)[:, None]
             back = fooled.nonzero()[:, 0]
             if step >= _FROM_NEAR * self.n_steps and len(back):
@@ -182,7 +191,9 @@ class FAB(BaseMinimalAttack):
         heights = torch.stack([base + (w * u).sum(1), base])
         steps = step_to_plane(points, w, heights, low, high, norm)
         there, back = length(steps, norm)
+        # Algorithm 1: the nearer the plane is to the iterate, the smaller the bias to the sample
         alpha = (there / positive(there + back)).clamp_max(self.alpha_max)[:, None]
+        # Algorithm 1: between the overshot projections of the iterate and of the sample
         ahead = (1 - alpha) * (u + self.eta * steps[0]) + alpha * self.eta * steps[1]
         return torch.clamp(ahead, low, high)
 

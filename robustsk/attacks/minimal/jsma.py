@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from ..._validation import check_count, check_positive
-from ..objectives import OBJECTIVES
 from ._penalty import local_slope, ratio
 from .base import BaseMinimalAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParametersButNorm
 
 #: Moves that each of three orders proposes as parts of the best pair.
 _CANDIDATES = 32
@@ -84,14 +90,20 @@ class JSMA(BaseMinimalAttack):
 
     supported_norms = (0.0,)
 
-    def __init__(self, estimator=None, *, norm=0, theta=None, pairs=True, n_steps=200, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        norm: float | str = 0,
+        theta: float | None = None,
+        pairs: bool = True,
+        n_steps: int = 200,
+        **common: Unpack[AttackParametersButNorm],
+    ):
         super().__init__(estimator, norm=norm, **common)
         self.theta = theta
         self.pairs = pairs
         self.n_steps = n_steps
-
-    def _resolve_objective(self, objective):
-        return OBJECTIVES["cw"]
 
     def _search(self, batch, closest):
         n_steps = check_count(self.n_steps, "n_steps")

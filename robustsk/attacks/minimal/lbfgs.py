@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,9 +11,14 @@ from torch.nn import functional as F
 
 from ..._tensors import column
 from ..._validation import check_count, check_positive
-from ..objectives import OBJECTIVES, Objective
+from ..objectives import Objective
 from ._penalty import WeightSearch, local_slope, ratio
 from .base import BaseMinimalAttack
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParametersButNorm
 
 #: Halvings of the way from the sample to an adversarial example.
 _HALVINGS = 8
@@ -80,13 +85,13 @@ class LBFGS(BaseMinimalAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        norm=2,
-        n_steps=10,
-        n_binary_steps=5,
-        initial_const=None,
-        **common,
+        norm: float | str = 2,
+        n_steps: int = 10,
+        n_binary_steps: int = 5,
+        initial_const: float | None = None,
+        **common: Unpack[AttackParametersButNorm],
     ):
         super().__init__(estimator, norm=norm, **common)
         self.n_steps = n_steps
@@ -99,7 +104,7 @@ class LBFGS(BaseMinimalAttack):
     def _search(self, batch, closest):
         check_count(self.n_steps, "n_steps")
         rounds = check_count(self.n_binary_steps, "n_binary_steps")
-        lacking, gradient = local_slope(replace(batch, objective=OBJECTIVES["cw"]))
+        lacking, gradient = local_slope(batch)
         steepness = gradient.square().sum(1)
         # the first trial step is one unit long; exactly on the border rounding would decide
         size = 1.1 * ratio(lacking, steepness.sqrt())

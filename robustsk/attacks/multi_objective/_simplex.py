@@ -53,6 +53,7 @@ def task_penalty(achieved, dtype=torch.float64):
     left = a.shape[1] - a.sum(1, keepdim=True)
     # 1 / left, and 0 where none is left; equal weights come of that
     scaled = a * (left.clamp(max=1) / left.clamp(min=1))
+    # the two terms of Omega: of each achieved task, and of all of them together
     return torch.diag_embed(a) + scaled.unsqueeze(2) * a.unsqueeze(1)
 
 
@@ -155,6 +156,7 @@ def frank_wolfe(Q, n_iter=250, tol=1e-6):
     open_ = torch.ones(len(w), 1, dtype=torch.bool, device=w.device)
     for i in range(n_iter):
         slope = _times(scaled, w)
+        # Algorithm 2: the vertex that is steepest downhill, then the best point on the way to it
         vertex = _one_hot(slope.argmin(1), w.shape[1])
         value, cross = (w * slope).sum(1), (vertex * slope).sum(1)
         corner = (vertex * scaled.diagonal(dim1=1, dim2=2)).sum(1)

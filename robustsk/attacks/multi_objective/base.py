@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,16 +11,20 @@ from ..._tensors import column
 from ..._validation import check_choice, check_count, check_length, check_start
 from ..batch import AttackBatch
 from ..gradient.base import BaseGradientAttack
-from ..noise import SampleNoise
+from ..noise import SampleNoise, Stream
 from ..objectives import OBJECTIVES, Objective
 from ..threat import Ball
 from .weighting import resolve_weighting
 
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .._parameters import GradientParameters
+    from .weighting import Weighting
+
 #: What is added to the margin, which as a loss of an attack is to be positive (Carlini and Wagner
 #: cut it off there; no logits that are so far apart have come up).
 _KAPPA = 50.0
-#: Streams of random numbers for the weights, beyond those of starts and targets.
-_STREAM = 40_000
 
 
 @dataclass
@@ -161,16 +166,16 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        weighting="tamoo",
-        n_steps=20,
-        step_size=None,
-        random_start="uniform",
-        start_std=0.001,
-        gradient_memory="auto",
-        trace=False,
-        **common,
+        weighting: str | Weighting = "tamoo",
+        n_steps: int = 20,
+        step_size: float | None = None,
+        random_start: str = "uniform",
+        start_std: float = 0.001,
+        gradient_memory: bool | str = "auto",
+        trace: bool = False,
+        **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.weighting = weighting
@@ -181,7 +186,7 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
         self.gradient_memory = gradient_memory
         self.trace = trace
 
-    def set_params(self, **params):
+    def set_params(self, **params: Any) -> Self:
         """Set parameters of this attack and of the objects in it.
 
         Parameters
@@ -238,7 +243,7 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
             )
         start = check_start(self.random_start)
         std = check_length(self.start_std, "start_std")
-        z = tasks.ball.random_start(start, tasks.noise, 0, std)
+        z = tasks.ball.random_start(start, tasks.noise, Stream.START, std)
         n, m = len(z), tasks.m
         state = weighting.start(n, m, z)
         weights = z.new_full((n, m), 1.0 / m)
@@ -275,7 +280,7 @@ class BaseMultiObjectiveAttack(BaseGradientAttack):
             else:
                 gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
             gram = torch.bmm(gradients, gradients.mT) if weighting.needs_gram else None
-            noise, stream = tasks.noise, _STREAM + step
+            noise, stream = tasks.noise, Stream.WEIGHT + step
 
             def draw(count, noise=noise, stream=stream):
                 return noise.uniform(stream, (count,))

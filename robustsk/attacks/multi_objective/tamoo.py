@@ -41,7 +41,7 @@ class TAMOO(BaseMultiObjectiveAttack):
 
     Notes
     -----
-    As the adversary of :class:`robustsk.EnsembleAT` it makes TA-MOO-AT; with
+    As the adversary of :class:`robustsk.ensembles.EnsembleAT` it makes TA-MOO-AT; with
     ``weighting="moo"`` or ``"minmax"`` MOO-AT and MinMax-AT.
 
     Of all iterates, `generate` returns one that fools the ensemble and among

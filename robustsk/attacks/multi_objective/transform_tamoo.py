@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._validation import check_count
 from ...losses import ensemble_logits
-from ..noise import seeded
+from ..noise import Stream, seeded
 from .base import BaseMultiObjectiveAttack, Seen, Tasks, joint_score
 from .transformations import (
     Transformation,
     deterministic_transformations,
     stochastic_transformations,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import MultiObjectiveParameters
 
 _FAMILIES = {
     "deterministic": deterministic_transformations,
@@ -83,7 +89,14 @@ class TransformTAMOO(BaseMultiObjectiveAttack):
     True
     """
 
-    def __init__(self, estimator=None, *, transforms=None, n_draws=1, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        transforms: str | Sequence[Callable] | Mapping[str, Callable] | None = None,
+        n_draws: int = 1,
+        **common: Unpack[MultiObjectiveParameters],
+    ):
         super().__init__(estimator, **common)
         self.transforms = transforms
         self.n_draws = n_draws
@@ -184,11 +197,8 @@ class _Transformed(Tasks):
             elif _is_identity(transform):
                 return victim(x)
             else:
-                moved = transform(image, self.noise.scalar(_STREAM + draw * self.m + i))
+                stream = Stream.TRANSFORMATION + draw * self.m + i
+                moved = transform(image, self.noise.scalar(stream))
             return victim(moved.reshape(x.shape))
 
         return logits
-
-
-#: Streams of random numbers for what is drawn, beyond those of starts, targets and weights.
-_STREAM = 80_000

@@ -87,7 +87,14 @@ class Transformation(BaseEstimator):
     torch.Size([1, 1, 2, 2])
     """
 
-    def __init__(self, kind, *, stochastic=False, strength=None, random_state=None):
+    def __init__(
+        self,
+        kind: str,
+        *,
+        stochastic: bool = False,
+        strength: float | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ):
         self.kind = kind
         self.stochastic = stochastic
         self.strength = strength

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._validation import check_count
 from ..threat import Ball
 from .base import BaseMultiObjectiveAttack, Seen, Tasks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._parameters import MultiObjectiveParameters
 
 
 class UniversalTAMOO(BaseMultiObjectiveAttack):
@@ -65,7 +71,13 @@ class UniversalTAMOO(BaseMultiObjectiveAttack):
     per_sample = False
     couples_batch = True
 
-    def __init__(self, estimator=None, *, group_size=8, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        group_size: int = 8,
+        **common: Unpack[MultiObjectiveParameters],
+    ):
         super().__init__(estimator, **common)
         self.group_size = group_size
 

@@ -13,6 +13,7 @@ from abc import abstractmethod
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 
 from ..._validation import check_choice, check_count, check_length
@@ -94,7 +95,7 @@ class UniformWeighting(Weighting):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import UniformWeighting
+    >>> from robustsk.attacks import UniformWeighting
     >>> values = torch.tensor([[2.0, 1.0, 3.0, 2.5]])
     >>> weights, _ = UniformWeighting().weigh({}, values, None, values > 2, None)
     >>> weights
@@ -140,7 +141,7 @@ class MGDA(Weighting):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import MGDA
+    >>> from robustsk.attacks import MGDA
     >>> gram = torch.tensor([[[1.0, 0.0], [0.0, 4.0]]])  # orthogonal gradients of lengths 1 and 2
     >>> mgda = MGDA(solver="closed")
     >>> values, achieved = torch.ones(1, 2), torch.zeros(1, 2, dtype=bool)
@@ -151,7 +152,14 @@ class MGDA(Weighting):
 
     needs_gram = True
 
-    def __init__(self, solver="softmax", n_steps=10, lr=0.005, initial=None, uniform_reg=0.0):
+    def __init__(
+        self,
+        solver: str = "softmax",
+        n_steps: int = 10,
+        lr: float = 0.005,
+        initial: ArrayLike | None = None,
+        uniform_reg: float = 0.0,
+    ):
         self.solver = solver
         self.n_steps = n_steps
         self.lr = lr
@@ -203,6 +211,7 @@ class MGDA(Weighting):
         if values.shape[1] == 1:
             return torch.ones_like(values), state
         if self.solver == "softmax":
+            # Eq. 2 or 3, by the descent of Algorithm 1
             weights, alpha = softmax_descent(
                 self._quadratic(gram, achieved),
                 state["alpha"],
@@ -263,7 +272,7 @@ class TaskOriented(MGDA):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import TaskOriented
+    >>> from robustsk.attacks import TaskOriented
     >>> gram = torch.tensor([[[1.0, 0.0], [0.0, 4.0]]])
     >>> values, achieved = torch.ones(1, 2), torch.tensor([[True, False]])
     >>> for lam in (0.0, 2.5, 1e6):
@@ -277,13 +286,13 @@ class TaskOriented(MGDA):
 
     def __init__(
         self,
-        lam=100.0,
-        solver="softmax",
-        n_steps=10,
-        lr=0.005,
-        initial=None,
-        entropy_reg=0.0,
-        uniform_reg=0.0,
+        lam: float = 100.0,
+        solver: str = "softmax",
+        n_steps: int = 10,
+        lr: float = 0.005,
+        initial: ArrayLike | None = None,
+        entropy_reg: float = 0.0,
+        uniform_reg: float = 0.0,
     ):
         super().__init__(solver, n_steps, lr, initial, uniform_reg)
         self.lam = lam
@@ -301,6 +310,7 @@ class TaskOriented(MGDA):
     def _quadratic(self, gram, achieved):
         Q = super()._quadratic(gram, achieved)
         if self.lam:
+            # Eq. 3, for Omega(w) = w' R w
             Q = torch.add(Q, task_penalty(achieved, Q.dtype), alpha=self.lam)
         return Q
 
@@ -333,7 +343,7 @@ class MinMax(Weighting):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import MinMax
+    >>> from robustsk.attacks import MinMax
     >>> values = torch.tensor([[2.0, 1.0, 3.0, 2.5]])
     >>> minmax = MinMax()
     >>> state = minmax.start(1, 4, values)
@@ -343,7 +353,7 @@ class MinMax(Weighting):
     tensor([[0.2778, 0.6111, 0.0000, 0.1111]])
     """
 
-    def __init__(self, gamma=3.0, lr=0.025):
+    def __init__(self, gamma: float = 3.0, lr: float = 0.025):
         self.gamma = gamma
         self.lr = lr
 
@@ -361,6 +371,7 @@ class MinMax(Weighting):
         """Return the present weights and move them on; see :meth:`Weighting.weigh`."""
         w = state["weights"]
         slope = values + self.gamma * (w - 1 / values.shape[1])
+        # Algorithm 1: projected gradient descent of the weights
         return w, {"weights": simplex_projection(w - self.lr * slope)}
 
 
@@ -389,7 +400,7 @@ class HyperVolume(Weighting):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import HyperVolume
+    >>> from robustsk.attacks import HyperVolume
     >>> values = torch.tensor([[1.0, 2.0]])
     >>> HyperVolume(c=0.5).weigh({}, values, None, values > 2, None)[0]
     tensor([[0.7500, 0.2500]])
@@ -397,7 +408,7 @@ class HyperVolume(Weighting):
 
     positive = True
 
-    def __init__(self, c=0.5):
+    def __init__(self, c: float = 0.5):
         self.c = c
 
     def start(self, n, m, like):
@@ -428,7 +439,7 @@ class PCGrad(Weighting):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import PCGrad
+    >>> from robustsk.attacks import PCGrad
     >>> gradients = torch.tensor([[[1.0, 0.0], [-1.0, 1.0]]])
     >>> gram = gradients @ gradients.mT
     >>> values, achieved = torch.ones(1, 2), torch.zeros(1, 2, dtype=bool)
@@ -452,6 +463,7 @@ class PCGrad(Weighting):
         for k in range(m):
             other = order[:, :, k].unsqueeze(2) == tasks
             other &= tasks.unsqueeze(1) != tasks
+            # Algorithm 1: g_i - (g_i . g_j) / ||g_j||^2 * g_j, where g_i . g_j < 0
             mix = mix - other * (torch.bmm(mix, gram).clamp_max(0) / squared)
         return mix.mean(1), state
 
@@ -480,7 +492,7 @@ class CAGrad(Weighting):
     Examples
     --------
     >>> import torch
-    >>> from robustsk.attacks.weighting import CAGrad
+    >>> from robustsk.attacks import CAGrad
     >>> gram = torch.tensor([[[1.0, 0.0], [0.0, 4.0]]])
     >>> values, achieved = torch.ones(1, 2), torch.zeros(1, 2, dtype=bool)
     >>> CAGrad(alpha=0.0).weigh({}, values, gram, achieved, None)[0]
@@ -489,7 +501,7 @@ class CAGrad(Weighting):
 
     needs_gram = True
 
-    def __init__(self, alpha=0.5, n_steps=50):
+    def __init__(self, alpha: float = 0.5, n_steps: int = 50):
         self.alpha = alpha
         self.n_steps = n_steps
 
@@ -506,6 +518,7 @@ class CAGrad(Weighting):
         if m == 1:
             return torch.ones_like(values), state
         w, ratio = conflict_averse(gram, self.alpha, self.n_steps)
+        # Algorithm 1: g_0 + c / |g_w| * g_w
         return (1 / m + ratio * w) / (1 + self.alpha**2), state
 
 
@@ -536,7 +549,7 @@ def resolve_weighting(weighting: str | Weighting) -> Weighting:
 
     Examples
     --------
-    >>> from robustsk.attacks.weighting import MinMax, resolve_weighting
+    >>> from robustsk.attacks.multi_objective.weighting import MinMax, resolve_weighting
     >>> resolve_weighting("tamoo")
     TaskOriented()
     >>> resolve_weighting(MinMax(gamma=1.0))

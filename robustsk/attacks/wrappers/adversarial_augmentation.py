@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, clone
 
+from ..base import BaseAttack
 from ..gradient.pgd import PGD
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class AdversarialAugmentation(BaseEstimator):
@@ -44,11 +51,11 @@ class AdversarialAugmentation(BaseEstimator):
     ((300, 4), (300,))
     """
 
-    def __init__(self, attack=None, labels="predicted"):
+    def __init__(self, attack: BaseAttack | None = None, labels: str = "predicted"):
         self.attack = attack
         self.labels = labels
 
-    def fit(self, X, y):
+    def fit(self, X: Any, y: ArrayLike) -> Self:
         """Do nothing but check that the attack can be fitted.
 
         Parameters
@@ -63,7 +70,7 @@ class AdversarialAugmentation(BaseEstimator):
         self.fit_resample(X, y)
         return self
 
-    def fit_resample(self, X, y):
+    def fit_resample(self, X: Any, y: ArrayLike) -> tuple[Any, Any]:
         """Return the data followed by one adversarial copy of every row.
 
         Parameters

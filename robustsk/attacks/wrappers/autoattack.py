@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import warnings
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_consistent_length
+from tabulate import tabulate
 from tqdm import tqdm
 
 from ..._containers import Batches, chunks, copy_of, dataset_labels, is_dataset, take
@@ -38,6 +41,11 @@ from ._cascade import (
     rand_stages,
     standard_stages,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 VERSIONS = ("standard", "plus", "rand", "fast", "custom")
 #: How many samples, and which share of those attacked, black-box and
@@ -78,23 +86,18 @@ class AutoAttackResult:
         }
 
     def __str__(self):
-        lines = [
-            f"{'':<14}{'attacked':>9}{'fooled':>8}{'accuracy':>10}{'forward':>10}{'backward':>10}"
-            f"{'seconds':>9}",
-            f"{'clean':<14}{len(self.stage):>9}{'':>8}{self.clean_accuracy:>10.4f}",
-        ]
-        lines += [
-            f"{s.name:<14}{s.n_attacked:>9}{s.n_fooled:>8}{s.robust_accuracy:>10.4f}"
-            f"{s.n_forward:>10}{s.n_backward:>10}{s.seconds:>9.1f}"
-            for s in self.stages
-        ]
-        total = [sum(getattr(s, n) for s in self.stages) for n in ("n_forward", "n_backward")]
-        seconds = sum(s.seconds for s in self.stages)
-        lines.append(
-            f"{self.version:<14}{'':>17}{self.robust_accuracy:>10.4f}{total[0]:>10}{total[1]:>10}"
-            f"{seconds:>9.1f}"
+        names = ("n_forward", "n_backward", "seconds")
+        total = [sum(getattr(stage, name) for stage in self.stages) for name in names]
+        return tabulate(
+            [
+                ("clean", len(self.stage), None, self.clean_accuracy),
+                *(astuple(stage) for stage in self.stages),
+                (self.version, None, None, self.robust_accuracy, *total),
+            ],
+            ("", "attacked", "fooled", "accuracy", "forward", "backward", "seconds"),
+            tablefmt="plain",
+            floatfmt=("", "", "", ".4f", "", "", ".1f"),
         )
-        return "\n".join(lines)
 
 
 class AutoAttack(BaseAttack):
@@ -179,14 +182,14 @@ class AutoAttack(BaseAttack):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        version="standard",
-        attacks=None,
-        individual=False,
-        audit=0,
-        state_path=None,
-        **common,
+        version: str = "standard",
+        attacks: Sequence[BaseAttack | tuple[str, BaseAttack]] | None = None,
+        individual: bool = False,
+        audit: int = 0,
+        state_path: str | os.PathLike | None = None,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, **common)
         self.version = version

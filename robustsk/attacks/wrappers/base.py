@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..._shared import names_inside
 from ...victims.victim import Victim
 from ..base import BaseAttack, check_attack
 from ..gradient.pgd import PGD
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 def _shared_defaults():
@@ -25,9 +32,20 @@ class BaseWrapper(BaseAttack):
     attack inside.
     """
 
-    def __init__(self, estimator=None, *, attack=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        attack: BaseAttack | None = None,
+        **common: Unpack[AttackParameters],
+    ):
+        self.attack = attack  # first, because a mistyped name is also looked for in it
         super().__init__(estimator, **common)
-        self.attack = attack
+
+    def _spellings(self):
+        inner = self._default_attack() if self.attack is None else self.attack
+        inside = {f"attack={type(inner).__name__}({n}=...)": n for n in names_inside(inner)}
+        return {**super()._spellings(), **inside}
 
     def _default_attack(self):
         """Return the attack inside where none is given."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +13,13 @@ from torch import nn
 
 from ...victims.queried import Transformed
 from ...victims.victim import STRAIGHT_THROUGH
+from ..base import BaseAttack
 from .base import BaseWrapper, SeenVictim
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class BPDA(BaseWrapper):
@@ -52,7 +60,7 @@ class BPDA(BaseWrapper):
     See Also
     --------
     EOT : For random steps; the two may be nested.
-    robustsk.attacks.register_converter : Teach the exact gradient of a step.
+    robustsk.victims.register_converter : Teach the exact gradient of a step.
 
     Notes
     -----
@@ -83,13 +91,13 @@ class BPDA(BaseWrapper):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        attack=None,
-        preprocessing=None,
-        backward="identity",
-        layer=None,
-        **common,
+        attack: BaseAttack | None = None,
+        preprocessing: Any = None,
+        backward: str | Callable = "identity",
+        layer: str | None = None,
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, attack=attack, **common)
         self.preprocessing = preprocessing

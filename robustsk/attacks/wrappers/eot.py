@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
 from ..._validation import check_count
+from ..base import BaseAttack
 from ..batch import AttackBatch
 from ..noise import seeded
 from .base import BaseWrapper, SeenVictim
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class EOT(BaseWrapper):
@@ -86,13 +94,13 @@ class EOT(BaseWrapper):
 
     def __init__(
         self,
-        estimator=None,
+        estimator: Any = None,
         *,
-        attack=None,
-        transformation=None,
-        n_draws=10,
-        average="prediction",
-        **common,
+        attack: BaseAttack | None = None,
+        transformation: Callable | None = None,
+        n_draws: int = 10,
+        average: str = "prediction",
+        **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, attack=attack, **common)
         self.transformation = transformation

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from ...losses import margin
+from ..base import BaseAttack
 from ..targeting import aim, wrong_classes
 from .base import BaseWrapper
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .._parameters import AttackParameters
 
 
 class MultiTargeted(BaseWrapper):
@@ -65,7 +73,14 @@ class MultiTargeted(BaseWrapper):
     #: The target is what this attack chooses.
     targetable = False
 
-    def __init__(self, estimator=None, *, attack=None, n_targets=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        attack: BaseAttack | None = None,
+        n_targets: int | str | None = None,
+        **common: Unpack[AttackParameters],
+    ):
         super().__init__(estimator, attack=attack, **common)
         self.n_targets = n_targets
 

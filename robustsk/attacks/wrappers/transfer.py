@@ -3,52 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from ..._containers import check_floats
 from ...victims._checks import check_victim_fitted
 from ...victims.resolve import as_victim
+from ..base import BaseAttack
 from ..targeting import BY_PREDICTION
 from .base import BaseWrapper, SeenVictim
 
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .._parameters import AttackParameters
+
 
 class TransferAttack(BaseWrapper):
-    """Craft adversarial examples on a surrogate and turn them on the target.
+    """Craft adversarial examples on a surrogate and turn them on the victim.
 
-    The adversary knows nothing of the target: the attack inside never asks
+    The adversary knows nothing of the victim: the attack inside never asks
     it. If the surrogate is yet to be trained, `fit` does so on the answers of
-    the target, for which `predict` is enough.
+    the victim, for which `predict` is enough.
 
     Parameters
     ----------
     estimator : fitted estimator or torch.nn.Module, default=None
-        The target. A fitted estimator in a pipeline that will be cloned must
+        The victim. A fitted estimator in a pipeline that will be cloned must
         be wrapped in `sklearn.frozen.FrozenEstimator`. With None, `fit` fits a
-        standardised logistic regression as the target.
+        standardised logistic regression as the victim.
     attack : attack, default=None
         The attack inside. None means `PGD()`.
     surrogate : classifier or torch.nn.Module, default=None
-        What is attacked in place of the target. A fitted classifier or a
+        What is attacked in place of the victim. A fitted classifier or a
         module is used as it is; of one that is not fitted, `fit(X)` trains a
-        copy on `X` and what the target predicts for it. It must know the
-        classes by the names that the target has for them. None means the
-        target itself, with which this is nothing but the attack inside.
+        copy on `X` and what the victim predicts for it. It must know the
+        classes by the names that the victim has for them. None means the
+        victim itself, with which this is nothing but the attack inside.
     %(shared_parameters)s
 
     %(shared_attributes)s
     surrogate_ : object
-        What is attacked in place of the target.
+        What is attacked in place of the victim.
     n_queries_ : int
-        Samples of which the target has been asked the label in order to train
+        Samples of which the victim has been asked the label in order to train
         the surrogate.
 
     Notes
     -----
     The attack inside does not stop where the surrogate is fooled, as it does
-    in evaluation otherwise: going on makes success on the target more likely.
+    in evaluation otherwise: going on makes success on the victim more likely.
     For the same reason attacks that look for the closest adversarial example
     transfer badly.
 
@@ -74,16 +82,23 @@ class TransferAttack(BaseWrapper):
     True
     """
 
-    def __init__(self, estimator=None, *, attack=None, surrogate=None, **common):
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        attack: BaseAttack | None = None,
+        surrogate: Any = None,
+        **common: Unpack[AttackParameters],
+    ):
         super().__init__(estimator, attack=attack, **common)
         self.surrogate = surrogate
 
     @property
     def access(self):
-        """What is needed of the target: labels, unless it is its own surrogate."""
+        """What is needed of the victim: labels, unless it is its own surrogate."""
         return super().access if self.surrogate is None else "labels"
 
-    def fit(self, X, y=None):
+    def fit(self, X: Any, y: ArrayLike | None = None) -> Self:
         """Learn the valid range of the data, and train the surrogate if need be.
 
         Parameters
@@ -107,13 +122,13 @@ class TransferAttack(BaseWrapper):
         return self
 
     def _ask(self, X):
-        """Return the labels that the target gives to `X`."""
+        """Return the labels that the victim gives to `X`."""
         settings = self._resolved()
-        target = settings._victim()
-        size = settings._n_at_a_time(X, target)
-        found = [target.logits(X[i : i + size]).argmax(1) for i in range(0, len(X), size)]
+        victim = settings._victim()
+        size = settings._n_at_a_time(X, victim)
+        found = [victim.logits(X[i : i + size]).argmax(1) for i in range(0, len(X), size)]
         labels = torch.cat(found).numpy()
-        return labels if target.classes is None else target.classes[labels]
+        return labels if victim.classes is None else victim.classes[labels]
 
     def _see(self, victim, seed):
         return victim if self.surrogate is not None else super()._see(victim, seed)
@@ -125,7 +140,7 @@ class TransferAttack(BaseWrapper):
         if not _is_fitted(surrogate):
             raise NotFittedError(
                 f"The surrogate {type(surrogate).__name__} is not fitted: call fit(X), which "
-                "trains it on the answers of the target, or pass a fitted one."
+                "trains it on the answers of the victim, or pass a fitted one."
             )
         inner = self._inner
         known = as_victim(surrogate, attack=type(inner).__name__, access=inner.access)
@@ -142,22 +157,22 @@ class TransferAttack(BaseWrapper):
 
 
 class _InTermsOf(SeenVictim):
-    """A surrogate that takes what the target takes, and has its classes in its order."""
+    """A surrogate that takes what the victim takes, and has its classes in its order."""
 
     #: Logit of a class that the surrogate does not know.
     never = -100.0
 
-    def __init__(self, seen, target):
+    def __init__(self, seen, victim):
         super().__init__(seen)
         self.columns = None
-        if seen.classes is not None and target.classes is not None:
-            self.classes = target.classes
+        if seen.classes is not None and victim.classes is not None:
+            self.classes = victim.classes
             known = {label: i for i, label in enumerate(seen.classes.tolist())}
-            self.columns = [known.get(label, -1) for label in target.classes.tolist()]
+            self.columns = [known.get(label, -1) for label in victim.classes.tolist()]
             if max(self.columns) < 0:
                 raise ValueError(
-                    f"The surrogate knows the classes {seen.classes[:10].tolist()} and the target "
-                    f"{target.classes[:10].tolist()}: they have none in common."
+                    f"The surrogate knows the classes {seen.classes[:10].tolist()} and the victim "
+                    f"{victim.classes[:10].tolist()}: they have none in common."
                 )
 
     def __call__(self, x):

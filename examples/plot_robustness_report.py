@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 from robustsk import PGDATClassifier, StandardClassifier, load_digits_images
-from robustsk.metrics import red_flags, robustness_report
+from robustsk.evaluation import red_flags, robustness_report
 
 X, y = load_digits_images(return_X_y=True, as_flat=True)
 X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=150, stratify=y, random_state=0)

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from robustsk.attacks import APGD, BIM, FAB, FGSM, PGD, AutoAttack, SquareAttack, as_victim
+from robustsk.attacks.gradient._margin import MarginPGD
 from robustsk.metrics import adversarial_outcome, score_adversarial
 
 DUAL = {np.inf: 1, 2: 2, 1: np.inf}
@@ -33,8 +34,12 @@ def breakable(model, X, y, norm, eps):
 
 @pytest.mark.parametrize(
     ("version", "norm"),
-    [("standard", np.inf), ("standard", 2), ("standard", 1), ("plus", np.inf)]
-    + [("fast", norm) for norm in DUAL],
+    [
+        ("standard", np.inf),
+        *(pytest.param("standard", norm, marks=pytest.mark.slow) for norm in (2, 1)),
+        pytest.param("plus", np.inf, marks=pytest.mark.slow),
+        *(("fast", norm) for norm in DUAL),
+    ],
 )
 def test_linear_model_breaks_exactly_where_the_distance_says(binary, norm, version):
     model, X, y = binary
@@ -72,10 +77,34 @@ SHORT = {
 }
 
 
-@pytest.fixture(scope="module")
-def standard(_images):
+def shorten(monkeypatch):
+    """Have the versions made of attacks with few steps."""
+    for cls, settings in (
+        (APGD, {"n_steps": 15}),
+        (FAB, {"n_steps": 8}),
+        (SquareAttack, {"max_queries": 400}),
+        (MarginPGD, {"n_steps": 10}),
+    ):
+        monkeypatch.setattr(
+            f"robustsk.attacks.wrappers._cascade.{cls.__name__}",
+            lambda cls=cls, settings=settings, **given: cls(**{**given, **settings}),
+        )
+
+
+@pytest.fixture(params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+def versions(request, monkeypatch):
+    """Have the versions made of attacks with few steps, and then as they are."""
+    if request.param == "short":
+        shorten(monkeypatch)
+
+
+@pytest.fixture(scope="module", params=["short", pytest.param("whole", marks=pytest.mark.slow)])
+def standard(_images, request):
     attack = AutoAttack(_images.net, version="standard", **COMMON)
-    return attack.evaluate(_images.X[:120], _images.y[:120])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.param == "short":
+            shorten(monkeypatch)
+        return attack.evaluate(_images.X[:120], _images.y[:120])
 
 
 def test_stages_go_down_and_add_up(standard):
@@ -135,13 +164,15 @@ def test_scores_agree_with_the_evaluation(digits):
 def test_batch_size_changes_nothing(digits):
     net, X, y = digits
     whole, parts = (
-        AutoAttack(net, batch_size=n, **SHORT).evaluate(X[:40], y[:40]) for n in (256, 7)
+        AutoAttack(net, batch_size=n, **SHORT).evaluate(X[:20], y[:20]) for n in (256, 7)
     )
     assert_array_equal(parts.stage, whole.stage)
 
 
-def test_fast_finds_as_much_for_a_fraction_of_the_cost(standard, digits):
+@pytest.mark.slow
+def test_fast_finds_as_much_for_a_fraction_of_the_cost(digits):
     net, X, y = digits
+    standard = AutoAttack(net, version="standard", **COMMON).evaluate(X, y)
     fast = AutoAttack(net, version="fast", **COMMON).evaluate(X, y)
     assert fast.robust_accuracy <= standard.robust_accuracy + 0.01
 
@@ -213,9 +244,15 @@ def test_bad_parameters(digits):
 
 
 @pytest.mark.parametrize(
-    ("version", "eps"), [("fast", 0.0), ("fast", 1e-6), ("fast", 1.0), ("standard", 1.0)]
+    ("version", "eps"),
+    [
+        ("fast", 0.0),
+        pytest.param("fast", 1e-6, marks=pytest.mark.slow),
+        ("fast", 1.0),
+        ("standard", 1.0),
+    ],
 )
-def test_none_left_and_all_left(digits, version, eps):
+def test_none_left_and_all_left(digits, versions, version, eps):
     net, X, y = digits
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -259,18 +296,18 @@ class Interrupted(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("budget", [60, 150, 300])
+@pytest.mark.parametrize("budget", [30, pytest.param(75, marks=pytest.mark.slow), 150])
 def test_an_interrupted_run_goes_on(digits, tmp_path, budget, monkeypatch):
     net, X, y = digits
     X, y = X[:40], y[:40]
-    monkeypatch.setattr("robustsk.attacks.autoattack._SAVE_EVERY", 0.0)
-    attacks = [PGD(n_steps=40), PGD(n_steps=60, objective="cw"), SquareAttack(max_queries=150)]
+    monkeypatch.setattr("robustsk.attacks.wrappers._cascade._SAVE_EVERY", 0.0)
+    attacks = [PGD(n_steps=20), PGD(n_steps=30, objective="cw"), SquareAttack(max_queries=75)]
     common = {"version": "custom", "attacks": attacks, "batch_size": 16, **COMMON}
     whole = AutoAttack(net, **common).evaluate(X, y)
     path = tmp_path / "state.npz"
     with pytest.raises(KeyboardInterrupt):
         AutoAttack(Interrupted(net, budget), state_path=path, **common).evaluate(X, y)
-    if budget > 60:
+    if budget > 30:
         assert path.exists()
     spy = Interrupted(net, 10**9)
     resumed = AutoAttack(spy, state_path=path, **common).evaluate(X, y)
@@ -308,7 +345,7 @@ class Noisy(nn.Module):
         return self.net(x + 0.3 * torch.rand_like(x))
 
 
-def test_random_models(digits):
+def test_random_models(digits, versions):
     net, X, y = digits
     with pytest.raises(ValueError, match="version='rand'"):
         AutoAttack(Noisy(net), version="fast", **COMMON).generate(X[:20], y[:20])
@@ -331,7 +368,7 @@ class Quantised(nn.Module):
         return self.net(rounded + 1e-4 * (x - x.detach()))
 
 
-def test_vanishing_gradients_are_told(digits):
+def test_vanishing_gradients_are_told(digits, versions):
     net, X, y = digits
 
     class Dead(Quantised):
@@ -350,7 +387,7 @@ def test_vanishing_gradients_are_told(digits):
     assert result.stages[-1].n_fooled > 0
 
 
-def test_success_of_a_black_box_raises_the_alarm(digits):
+def test_success_of_a_black_box_raises_the_alarm(digits, versions):
     net, X, y = digits
 
     class Backwards(nn.Module):
@@ -367,9 +404,9 @@ def test_success_of_a_black_box_raises_the_alarm(digits):
     assert [s.name for s in result.stages][-4:] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
 
 
-def test_audit(digits):
+def test_audit(digits, versions):
     net, X, y = digits
-    result = AutoAttack(net, version="fast", audit=2, **COMMON).evaluate(X[:30], y[:30])
+    result = AutoAttack(net, version="fast", audit=2, **COMMON).evaluate(X[:15], y[:15])
     assert result.stages[-1].name == "audit"
     assert result.stages[-1].n_attacked == 2
 

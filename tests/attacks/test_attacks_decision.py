@@ -133,7 +133,15 @@ def relu_net():
     return net.eval()
 
 
-@pytest.mark.parametrize(("cls", "norm"), EVERY)
+@pytest.mark.parametrize(
+    ("cls", "norm"),
+    [
+        (HopSkipJump, 2),
+        (BrendelBethge, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in EVERY if case[1] != 2),
+        pytest.param(BoundaryAttack, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_distance_to_the_border_of_a_network_in_the_plane(cls, norm, relu_net):
     x = np.random.default_rng(0).uniform(-1, 1, size=(12, 2))
     grid = np.stack(np.meshgrid(*[np.linspace(-2, 2, 801)] * 2), -1).reshape(-1, 2)
@@ -228,6 +236,7 @@ def test_distance_never_grows(cls, norm, linear, monkeypatch):
     assert torch.any(seen[-1] < seen[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cls", "norm"), LABELS_ONLY)
 def test_more_questions_find_closer_examples(cls, norm, linear):
     X, y, model = linear
@@ -283,13 +292,13 @@ def test_starts_help_where_noise_is_all_one_class(cls, norm):
     known = np.hstack([rng.uniform(0.7, 1, (6, 8)), rng.uniform(0, 0.3, (6, 8))])
     # most of the samples given are of no use, and some are in the way
     starts = np.vstack([rng.uniform(0, 0.5, size=(50, 16)), known])
-    common = {"norm": norm, "clip": (0, 1), "max_queries": 400, "random_state": 0}
+    common = {"norm": norm, "clip": (0, 1), "max_queries": 200, "random_state": 0}
     lost, info = cls(model, **common).generate(X, return_info=True)
     assert_array_equal(lost, X)
     assert np.all(np.isinf(info["distance"]))
     X_adv, info = cls(model, starts=starts, **common).generate(X, return_info=True)
     assert np.all(model.predict(X_adv) == 1)
-    assert np.all(info["n_queries"] <= 400)
+    assert np.all(info["n_queries"] <= 200)
     nearest = np.linalg.norm(X[:, None] - known, ord=norm, axis=2).min(axis=1)
     assert np.all(info["distance"] < nearest)
     # each sample by itself: the batch is not a source of starts
@@ -352,6 +361,7 @@ def digits():
     return X[:1200], y[:1200], X[1200:], y[1200:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "bound"),
     [

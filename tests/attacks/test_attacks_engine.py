@@ -249,12 +249,19 @@ def digits():
         lr=0.01,
         random_state=0,
     ).fit(X[:1000], y[:1000])
-    return clf, X[1000:1300], y[1000:1300]
+    return clf, X[1000:1200], y[1000:1200]
 
 
-@pytest.mark.parametrize("norm", [np.inf, 2])
 @pytest.mark.parametrize(
-    "attack", [PGD(n_restarts=2), APGD(n_steps=10), SquareAttack(max_queries=50)]
+    ("attack", "norm"),
+    [
+        (PGD(n_restarts=2), np.inf),
+        (PGD(n_restarts=2), 2),
+        (APGD(n_steps=10), np.inf),
+        (SquareAttack(max_queries=50), 2),
+        pytest.param(APGD(n_steps=10), 2, marks=pytest.mark.slow),
+        pytest.param(SquareAttack(max_queries=50), np.inf, marks=pytest.mark.slow),
+    ],
 )
 def test_attacks_find_the_same(digits, monkeypatch, attack, norm):
     clf, X, y = digits
@@ -449,15 +456,25 @@ def test_batch_statistics_are_not_folded():
 # --- runs that share a batch ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", ["first", "worst", "last"])
+SHARED = [
+    PGD(n_restarts=5, n_steps=6),
+    APGD(n_targets=9, n_steps=12, objective="dlr"),
+    PGD(n_restarts=3, n_steps=4, norm=1, eps=1.0),
+    APGD(n_restarts=4, n_steps=12),
+    APGD(n_restarts=3, n_steps=20, norm=1, eps=1.0),
+]
+
+
 @pytest.mark.parametrize(
-    "attack",
+    ("attack", "keep"),
     [
-        PGD(n_restarts=5, n_steps=6),
-        PGD(n_restarts=3, n_steps=4, norm=1, eps=1.0),
-        APGD(n_restarts=4, n_steps=12),
-        APGD(n_targets=9, n_steps=12, objective="dlr"),
-        APGD(n_restarts=3, n_steps=20, norm=1, eps=1.0),
+        *((attack, keep) for attack in SHARED[:2] for keep in ("first", "worst")),
+        *((attack, "last") for attack in SHARED),
+        *(
+            pytest.param(attack, keep, marks=pytest.mark.slow)
+            for attack in SHARED[2:]
+            for keep in ("first", "worst")
+        ),
     ],
 )
 def test_runs_that_share_a_batch_find_what_they_find_alone(digits, monkeypatch, attack, keep):
@@ -469,7 +486,7 @@ def test_runs_that_share_a_batch_find_what_they_find_alone(digits, monkeypatch, 
     results, sizes = [], []
     monkeypatch.setattr(BaseAttack, "_engine", lambda self: PLAIN)
     for room in (0, 2**20):
-        monkeypatch.setattr("robustsk.attacks._descent._ROOM", room)
+        monkeypatch.setattr("robustsk.attacks.gradient._descent._ROOM", room)
         victim = clf.__robustsk_victim__()
         seen = []
         handle = victim.module.register_forward_hook(

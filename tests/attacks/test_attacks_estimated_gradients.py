@@ -218,7 +218,7 @@ def test_large_batches_are_attacked_in_parts(cls, images, monkeypatch):
     net = images.net.double()
     attack = cls(eps=0.1, clip=(0, 1), max_queries=60, n_draws=4)
     whole, info = attack.perturb(net, x, y, seed=0, return_info=True)
-    monkeypatch.setattr("robustsk.attacks._search._ELEMENTS", 2 * 2 * 4 * 64)
+    monkeypatch.setattr("robustsk.attacks.black_box._search._ELEMENTS", 2 * 2 * 4 * 64)
     parts, info_parts = attack.perturb(net, x, y, seed=0, return_info=True)
     assert_allclose(parts, whole, atol=1e-9)
     assert_array_equal(info_parts["n_queries"], info["n_queries"])
@@ -248,12 +248,17 @@ def digits():
 @pytest.mark.parametrize(
     "model",
     [
-        RandomForestClassifier(20, random_state=0),
-        SVC(),
-        HistGradientBoostingClassifier(max_iter=10, random_state=0),
-        make_pipeline(StandardScaler(), SVC(C=10)),
+        pytest.param(RandomForestClassifier(20, random_state=0), id="forest"),
+        pytest.param(SVC(), id="svc", marks=pytest.mark.slow),
+        pytest.param(
+            HistGradientBoostingClassifier(max_iter=10, random_state=0),
+            id="boosting",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            make_pipeline(StandardScaler(), SVC(C=10)), id="pipeline", marks=pytest.mark.slow
+        ),
     ],
-    ids=["forest", "svc", "boosting", "pipeline"],
 )
 def test_models_without_gradients(cls, model, digits):
     X_train, y_train, X, y = digits

@@ -117,7 +117,7 @@ def attack(net, x, y=None, keep="worst", **settings):
 # --- the projection ------------------------------------------------------------------
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     d=st.integers(1, 9),
@@ -315,7 +315,7 @@ def plane_net(seed):
     return net.eval(), torch.tensor(X[:40])
 
 
-@pytest.mark.parametrize("n_targets", [None, 2])
+@pytest.mark.parametrize("n_targets", [None, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_network_on_the_plane_against_brute_force(norm, n_targets):
     net, x = plane_net(0)

@@ -9,7 +9,8 @@ from sklearn.utils import get_tags
 from torch import nn
 
 from robustsk import PGD, FeatureScatter
-from robustsk.attacks.gradient.feature_scatter import cosine_cost, transport_plan
+from robustsk.attacks.gradient.feature_scatter import cosine_cost
+from robustsk.losses.wasserstein import transport_plan
 
 
 @pytest.fixture

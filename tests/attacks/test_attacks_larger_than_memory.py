@@ -97,7 +97,7 @@ def test_fitted_attack_knows_its_data(net, X, mapped):
         attack.generate(mapped[:, 0, 0, 0])
 
 
-@pytest.mark.parametrize("version", ["custom", "fast"])
+@pytest.mark.parametrize("version", ["custom", pytest.param("fast", marks=pytest.mark.slow)])
 def test_autoattack(net, X, mapped, tmp_path, version):
     with torch.no_grad():
         y = net(torch.from_numpy(X)).argmax(1).numpy()

@@ -190,11 +190,14 @@ def test_more_rounds_never_give_less(norm, images):
 @pytest.mark.parametrize(
     "model",
     [
-        RandomForestClassifier(20, random_state=0),
-        SVC(),
-        HistGradientBoostingClassifier(max_iter=10, random_state=0),
+        pytest.param(RandomForestClassifier(20, random_state=0), id="forest"),
+        pytest.param(SVC(), id="svc", marks=pytest.mark.slow),
+        pytest.param(
+            HistGradientBoostingClassifier(max_iter=10, random_state=0),
+            id="boosting",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["forest", "svc", "boosting"],
 )
 def test_models_without_gradients(model):
     X, y = load_digits(return_X_y=True)

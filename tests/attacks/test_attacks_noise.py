@@ -1,10 +1,15 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 
-from robustsk.attacks.noise import SampleNoise
+from robustsk import attacks
+from robustsk.attacks.noise import SampleNoise, Stream
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(3000, 8)))
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -97,6 +102,104 @@ def test_samples_that_differ_in_one_bit_get_different_noise():
     x[3] = -x[0]
     u = SampleNoise(x, 0).uniform(0).numpy()
     assert len(np.unique(u)) == u.size
+
+
+def uniform_streams(name, count):
+    """Return the streams that uniform numbers drawn under a name take, and how many."""
+    return {name.name: (int(name), count)}
+
+
+def normal_streams(name, count):
+    """Return the same for normal numbers."""
+    return {f"{name.name}, normal": (Stream.NORMAL + 2 * name, 2 * count)}
+
+
+def signed_streams(name, count):
+    """Return the same for points in the ball of the 1-norm."""
+    return {name.name: (int(name), count), f"{name.name}, signs": (Stream.SIGN + name, count)}
+
+
+#: How many numbers from the first one of a name on an attack may use: far more than any does.
+RESTARTS, STEPS = 1000, 5000
+#: Numbers of a shape, by name: where they begin, and how many there are.
+SHAPED = {
+    **signed_streams(Stream.START, RESTARTS),
+    **normal_streams(Stream.START, RESTARTS),
+    **signed_streams(Stream.NEW_START, STEPS),
+    **normal_streams(Stream.NEW_START, STEPS),
+    **uniform_streams(Stream.WEIGHT, STEPS),
+    **uniform_streams(Stream.RAY, STEPS),
+    **normal_streams(Stream.RAY, STEPS),
+    **uniform_streams(Stream.RESTART, STEPS),
+}
+#: One number for each sample: these have streams of their own.
+SINGLE = {
+    **uniform_streams(Stream.START, RESTARTS),
+    **uniform_streams(Stream.TARGET, 1),
+    **uniform_streams(Stream.NEW_START, STEPS),
+    **uniform_streams(Stream.TRANSFORMATION, STEPS),
+}
+
+
+@pytest.mark.parametrize("kind", ["shaped", "single"])
+def test_streams_of_different_names_do_not_overlap(kind):
+    found = sorted((SHAPED if kind == "shaped" else SINGLE).items(), key=lambda item: item[1])
+    for (name, (first, count)), (other, (following, _)) in itertools.pairwise(found):
+        assert first + count <= following, (name, other)
+
+
+def test_every_stream_has_a_name_and_a_first_number_of_its_own():
+    assert len(set(Stream)) == len(Stream.__members__)
+    # STEP and NORMAL begin within others: what follows one drawn start, and numbers made of others
+    ranges = {name.partition(",")[0] for name in {**SHAPED, **SINGLE}}
+    assert ranges | {"STEP", "NORMAL", "SIGN"} == set(Stream.__members__)
+
+
+DRAWING = [
+    *(attacks.PGD(norm=norm, n_steps=3, n_restarts=3) for norm in (np.inf, 2, 1)),
+    attacks.PGD(n_steps=3, n_restarts=3, random_start="gaussian", target="random"),
+    attacks.FriendlyPGD(omega=0.01, random_start="gaussian", tau=5),
+    attacks.FriendlyPGD(omega=0.01, norm=1, tau=5),
+    attacks.APGD(norm=2, n_steps=4, n_restarts=3),
+    attacks.FAB(norm=1, n_steps=4, n_restarts=3),
+    attacks.TAMOO(weighting="pcgrad", n_steps=4, random_start="gaussian"),
+    attacks.SquareAttack(max_queries=200, n_restarts=2),
+    attacks.SquareAttack(max_queries=200, n_restarts=2, norm=2),
+    attacks.NES(max_queries=100),
+    attacks.SPSA(max_queries=100),
+    attacks.ZOO(max_queries=100),
+    attacks.LocalSearch(n_steps=5),
+    attacks.BoundaryAttack(max_queries=300),
+    attacks.HopSkipJump(max_queries=300),
+]
+
+
+@pytest.mark.parametrize(
+    "attack", [pytest.param(a, id=f"{type(a).__name__}-{i}") for i, a in enumerate(DRAWING)]
+)
+def test_no_number_is_drawn_twice_for_a_sample(attack, monkeypatch):
+    X, y = load_digits(return_X_y=True)
+    clf = LogisticRegression(max_iter=1000).fit(X[:500] / 16, y[:500])
+    drawn, bits, scalar = [], SampleNoise._bits, SampleNoise.scalar
+
+    def record(noise, kind, stream):
+        if not Stream.RAY <= stream < Stream.RESTART:  # every second ray is the first one's mirror
+            drawn.extend((kind, int(stream), key) for key in noise._key.tolist())
+
+    def recorded_bits(self, stream, counter):
+        record(self, "shaped", stream)
+        return bits(self, stream, counter)
+
+    def recorded_scalar(self, stream):
+        record(self, "single", stream)
+        return scalar(self, stream)
+
+    monkeypatch.setattr(SampleNoise, "_bits", recorded_bits)
+    monkeypatch.setattr(SampleNoise, "scalar", recorded_scalar)
+    attack = attack._with(estimator=clf, eps=1e-3, random_state=0)
+    attack.fit(X / 16).transform(X[500:504] / 16)
+    assert drawn
+    assert len(set(drawn)) == len(drawn)
 
 
 def test_noise_belongs_to_the_content_not_to_the_place():

@@ -1,5 +1,6 @@
 """A batch for which memory does not suffice is halved; what is finished stays."""
 
+import gc
 import re
 import subprocess
 import sys
@@ -54,6 +55,15 @@ class Small(nn.Module):
             kind, message = self.error
             raise kind(message)
         return hidden
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_objects():
+    """Keep the objects of all other tests out of the collections that are made here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -313,7 +313,7 @@ def test_linear_model_in_other_norms(norm):
     eps = 0.8
     dual = np.linalg.norm(w, ord=2 if norm == 2 else np.inf)
     reachable = np.abs(score) / dual
-    attack = SquareAttack(model, norm=norm, eps=eps, clip=None, max_queries=1500, random_state=0)
+    attack = SquareAttack(model, norm=norm, eps=eps, clip=None, max_queries=500, random_state=0)
     X_adv = attack.generate(X, (score > 0).astype(int))
     fooled = (X_adv @ w + 0.2 > 0) != (score > 0)
     assert not fooled[reachable > eps].any()

@@ -1,16 +1,17 @@
 """What the tests of the defences share.
 
 A test that asks for `cls` runs for every public defence, so that a new one is covered by being
-listed. No defence is named here or in a test that takes `cls`.
+listed; for one of each code path where it says so with `one_of_each`. No defence is named here or
+in a test that takes `cls`.
 """
 
 import numpy as np
 import pytest
 import torch
+from defense_paths import DEFENSES, epochs
 from sklearn.datasets import make_blobs
 
 from robustsk import PGD
-from robustsk._discovery import all_defenses
 from robustsk.datasets import load_digits_images
 from robustsk.models import MLP
 
@@ -18,8 +19,9 @@ torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc):
-    if "cls" in metafunc.fixturenames:
-        metafunc.parametrize("cls", all_defenses(), ids=lambda cls: cls.__name__)
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "cls" in metafunc.fixturenames and not any("cls" in mark.args[0] for mark in marks):
+        metafunc.parametrize("cls", DEFENSES, ids=lambda cls: cls.__name__)
 
 
 @pytest.fixture
@@ -27,7 +29,8 @@ def make():
     """Return a function that makes a small, fast estimator."""
 
     def _make(cls, **params):
-        settings = {"max_epochs": 2, "batch_size": 16, "random_state": 0, "device": "cpu"}
+        settings = {"batch_size": 16, "random_state": 0, "device": "cpu"}
+        settings.update(epochs(cls, params.get("max_epochs", 2)))
         if "adversary" not in params:
             settings.update(adversary__eps=0.1, adversary__n_steps=2)
         if "module" not in params:

@@ -312,6 +312,7 @@ def test_bad_parameters(data, params, match):
         small(**params).fit(*data)
 
 
+@pytest.mark.slow
 def test_more_robust_than_natural_training():
     X, y = load_digits_images(return_X_y=True)
     attack = PGD(eps=0.15, n_steps=10, random_state=0)

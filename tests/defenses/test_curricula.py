@@ -39,6 +39,7 @@ def weights(clf):
     return torch.cat([p.detach().flatten() for p in clf.module_.parameters()]).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "clf",
     [

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import skorch
 import torch
+from defense_paths import DATA, NETWORK, PARAMETERS, PREDICTION, one_of_each
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -74,6 +75,21 @@ def test_is_a_skorch_classifier(cls):
 # --- kinds of data -------------------------------------------------------------------
 
 
+def test_table_and_strings(cls, learner, data):
+    X, y = data[0], np.array(["no", "maybe", "yes"])[data[1]]
+    before = X.copy()
+    clf = learner(cls)
+    assert clf.fit(X, y) is clf
+    check_outputs(clf, X, y)
+    assert clf.score(X, y) > 0.8
+    robust = clf.score_adversarial(X, y)
+    assert 0 <= robust <= clf.score(X, y)
+    assert robust == clf.score_adversarial(X, y, clf.default_attack())
+    assert clf.score_adversarial(X, y, PGD(eps=0, n_steps=1)) == clf.score(X, y)
+    assert_array_equal(X, before)
+
+
+@one_of_each(*DATA)
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64, np.uint8])
 def test_tables_of_any_dtype(cls, learner, data, dtype):
     X, y = data
@@ -92,6 +108,7 @@ def test_tables_of_any_dtype(cls, learner, data, dtype):
     assert_array_equal(X, before)
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_data_frame(cls, learner, data):
     X, y = data
     frame = pd.DataFrame(X, columns=["a", "b", "c", "d"], index=np.arange(len(X))[::-1])
@@ -101,12 +118,14 @@ def test_data_frame(cls, learner, data):
         warnings.simplefilter("error")  # names are kept, in attacks as well
         check_outputs(clf, frame, y)
         robust = clf.score_adversarial(frame, y)
-    assert_array_equal(clf.predict_proba(frame), learner(cls).fit(X, y).predict_proba(X))
-    assert robust == learner(cls).fit(X, y).score_adversarial(X, y)
+    expected = learner(cls).fit(X, y)
+    assert_array_equal(clf.predict_proba(frame), expected.predict_proba(X))
+    assert robust == expected.score_adversarial(X, y)
     with pytest.raises(ValueError, match="feature names"):
         clf.predict(frame[["b", "a", "c", "d"]])
 
 
+@one_of_each(*DATA)
 def test_lists_tensors_and_memory_maps_give_what_arrays_give(cls, make, data, tmp_path):
     X, y = data
     expected = make(cls).fit(X, y).predict_proba(X)
@@ -125,6 +144,7 @@ def test_lists_tensors_and_memory_maps_give_what_arrays_give(cls, make, data, tm
         assert 0 <= clf.score_adversarial(values, labels) <= 1
 
 
+@one_of_each(*DATA)
 def test_noncontiguous_and_reversed_arrays(cls, make, data):
     X, y = data
     expected = make(cls).fit(X, y).predict_proba(X)
@@ -133,8 +153,18 @@ def test_noncontiguous_and_reversed_arrays(cls, make, data):
     assert_array_equal(make(cls).fit(odd, y).predict_proba(odd), expected)
 
 
+def test_images(cls, learner, images):
+    X, y = images
+    clf = learner(cls, module__hidden_sizes=(32,)).fit(X, y)
+    assert clf.input_shape_ == (1, 8, 8)
+    check_outputs(clf, X, y)
+    assert clf.score(X, y) > 0.8
+    assert 0 <= clf.score_adversarial(X, y) <= clf.score(X, y)
+
+
+@one_of_each(*DATA, *NETWORK)
 @pytest.mark.parametrize("kind", ["n1hw", "nhw", "flat"])
-def test_images(cls, learner, images, kind):
+def test_images_of_any_layout(cls, learner, images, kind):
     X, y = images
     settings = {"module": None} if kind == "n1hw" else {"module__hidden_sizes": (32,)}
     if kind == "nhw":
@@ -152,6 +182,7 @@ def test_images(cls, learner, images, kind):
     assert_allclose([float(b) for b in clf.clip_bounds_], [X.min(), X.max()])
 
 
+@one_of_each(*DATA, *NETWORK)
 def test_flat_rows_with_input_shape_are_the_images_they_stand_for(cls, make, images):
     X, y = images
     rows = X.reshape(len(X), -1)
@@ -161,12 +192,14 @@ def test_flat_rows_with_input_shape_are_the_images_they_stand_for(cls, make, ima
     assert as_images.score_adversarial(X, y) == as_rows.score_adversarial(rows, y)
 
 
+@one_of_each(*DATA)
 def test_input_shape_that_does_not_fit(cls, make, images):
     X, y = images
     with pytest.raises(ValueError, match=r"\(1, 8, 9\).*72 entries.*64"):
         make(cls, input_shape=(1, 8, 9)).fit(X.reshape(len(X), -1), y)
 
 
+@one_of_each(*DATA)
 @pytest.mark.parametrize("kind", [TensorDataset, Pairs])
 def test_dataset_of_pairs(cls, make, data32, kind):
     X, y = data32
@@ -183,6 +216,7 @@ def test_dataset_of_pairs(cls, make, data32, kind):
     assert 0 <= clf.score_adversarial(dataset, y) <= 1
 
 
+@one_of_each(*DATA)
 def test_dataset_of_features_and_labels_apart(cls, make, data32):
     X, y = data32
     y = np.array(["ant", "bee", "cat"])[y]
@@ -193,6 +227,7 @@ def test_dataset_of_features_and_labels_apart(cls, make, data32):
         make(cls).fit(dataset)
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_subset_of_a_dataset(cls, make, data32):
     X, y = data32
     clf = make(cls).fit(Subset(Pairs(X, y), range(40)))
@@ -201,6 +236,7 @@ def test_subset_of_a_dataset(cls, make, data32):
     assert_array_equal(clf.predict_proba(Subset(Unlabelled(X), range(5, 15))), expected)
 
 
+@one_of_each(*DATA)
 def test_images_in_a_dataset(cls, make, images):
     X, y = images
     clf = make(cls).fit(Pairs(X, y))
@@ -212,6 +248,7 @@ def test_images_in_a_dataset(cls, make, images):
 # --- labels --------------------------------------------------------------------------
 
 
+@one_of_each(*DATA)
 @pytest.mark.parametrize(
     "labels",
     [
@@ -233,10 +270,18 @@ def test_labels_of_any_kind(cls, learner, data, labels):
     assert clf.score_adversarial(X, y, PGD(eps=0, n_steps=1)) == clf.score(X, y)
 
 
+def test_two_classes(cls, learner, binary):
+    X, y = binary[0], np.array(["b", "a"])[binary[1]]
+    clf = learner(cls, max_epochs=10).fit(X, y)
+    check_outputs(clf, X, y)
+    assert clf.score(X, y) > 0.9
+
+
+@one_of_each(*DATA)
 @pytest.mark.parametrize(
     "labels", [np.array([False, True]), np.array(["b", "a"]), np.array([-1, 1])]
 )
-def test_two_classes(cls, learner, binary, labels):
+def test_two_classes_of_any_kind(cls, learner, binary, labels):
     X, y = binary[0], labels[binary[1]]
     clf = learner(cls).fit(X, y)
     check_outputs(clf, X, y)
@@ -263,6 +308,7 @@ def test_classes_given_in_advance(cls, make, data):
 # --- scores --------------------------------------------------------------------------
 
 
+@one_of_each(*PREDICTION)
 def test_score_adversarial(cls, learner, data):
     X, y = data
     clf = learner(cls, adversary__eps=0.4).fit(X, y)
@@ -278,6 +324,7 @@ def test_score_adversarial(cls, learner, data):
     assert 0 <= clf.score_adversarial(X, y, FGSM(eps=0.4)) <= clean
 
 
+@one_of_each(*PREDICTION)
 def test_score_adversarial_with_weights(cls, learner, data):
     X, y = data
     clf = learner(cls).fit(X, y)
@@ -287,6 +334,7 @@ def test_score_adversarial_with_weights(cls, learner, data):
     assert clf.score_adversarial(X, y, attack, sample_weight=weight) == pytest.approx(expected)
 
 
+@one_of_each(*PREDICTION)
 def test_score_adversarial_rejects_what_is_no_attack(cls, make, data):
     clf = make(cls).fit(*data)
     for attack in (PGD, "pgd"):
@@ -296,6 +344,7 @@ def test_score_adversarial_rejects_what_is_no_attack(cls, make, data):
         clf.score_adversarial(data[0], data[1] + 100)
 
 
+@one_of_each(*PARAMETERS, *PREDICTION)
 def test_default_attack_has_the_threat_model_of_the_estimator(cls, make, data):
     mask = np.array([True, False, True, True])
     adversary = PGD(eps=0.7, norm=2, clip=(-9, 9), mask=mask, n_steps=3)
@@ -314,6 +363,7 @@ def test_default_attack_has_the_threat_model_of_the_estimator(cls, make, data):
     assert np.linalg.norm(X_adv - data[0], axis=1).max() <= 0.2 * (1 + 1e-6)
 
 
+@one_of_each(*DATA)
 def test_the_range_of_the_training_data_limits_the_attack(cls, make, data):
     X, y = data
     clf = make(cls, adversary__eps=5.0).fit(X, y)
@@ -324,6 +374,7 @@ def test_the_range_of_the_training_data_limits_the_attack(cls, make, data):
     assert (X_adv <= X.max(axis=0)).all()
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_attack_on_flat_rows_of_images(cls, make, images):
     X, y = images
     rows = X.reshape(len(X), -1)
@@ -337,6 +388,7 @@ def test_attack_on_flat_rows_of_images(cls, make, images):
 # --- prediction ----------------------------------------------------------------------
 
 
+@one_of_each(*NETWORK, *PREDICTION)
 def test_prediction_does_not_depend_on_the_batch(cls, make, data):
     X, y = data
     clf = make(cls).fit(X, y)
@@ -345,6 +397,7 @@ def test_prediction_does_not_depend_on_the_batch(cls, make, data):
     assert_allclose(clf.set_params(batch_size=-1).predict_proba(X), together, rtol=1e-6)
 
 
+@one_of_each(*NETWORK, *PREDICTION)
 def test_prediction_leaves_the_module_alone(cls, make, data):
     clf = make(cls).fit(*data)
     before = {k: v.clone() for k, v in clf.module_.state_dict().items()}
@@ -359,6 +412,7 @@ def test_prediction_leaves_the_module_alone(cls, make, data):
 # --- bad input -----------------------------------------------------------------------
 
 
+@one_of_each(*PREDICTION)
 def test_not_fitted(cls, make, data):
     X, y = data
     clf = make(cls)
@@ -375,6 +429,7 @@ def test_not_fitted(cls, make, data):
     assert not hasattr(clf, "classes_")
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_bad_features(cls, make, data):
     X, y = data
     hole = X.copy()
@@ -402,12 +457,14 @@ def test_bad_features(cls, make, data):
         clf.score_adversarial(hole, y)
 
 
+@one_of_each(*PREDICTION)
 def test_empty_dataset_in_prediction(cls, make, data):
     clf = make(cls).fit(*data)
     with pytest.raises(ValueError, match="0 sample"):
         clf.predict(Unlabelled(data[0][:0]))
 
 
+@one_of_each(*DATA)
 @pytest.mark.parametrize("kind", ["too few", "too many"])
 def test_dataset_and_labels_of_different_length(cls, make, data, kind):
     X, y = data
@@ -416,6 +473,7 @@ def test_dataset_and_labels_of_different_length(cls, make, data, kind):
         make(cls).fit(Unlabelled(X), y)
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_images_of_another_shape(cls, make, images):
     X, y = images
     clf = make(cls).fit(X, y)
@@ -423,6 +481,7 @@ def test_images_of_another_shape(cls, make, images):
         clf.predict(X[:, :, :4, :4])
 
 
+@one_of_each(*DATA)
 def test_bad_labels(cls, make, data):
     X, y = data
     with pytest.raises(ValueError, match=r"one-hot.*argmax"):
@@ -433,12 +492,14 @@ def test_bad_labels(cls, make, data):
         make(cls).fit(X, np.linspace(0, 1, len(X)))
 
 
+@one_of_each(*DATA)
 def test_channels_last_images(cls, make):
     X = np.random.default_rng(0).uniform(size=(12, 8, 8, 3)).astype(np.float32)
     with pytest.raises(ValueError, match=r"channels-last.*transpose"):
         make(cls, module=None).fit(X, np.arange(12) % 2)
 
 
+@one_of_each(*DATA)
 def test_bytes_with_a_small_eps_are_warned_about(cls, make):
     X = np.random.default_rng(0).integers(0, 256, (12, 1, 8, 8)).astype(np.uint8)
     with pytest.warns(UserWarning, match="255"):

@@ -5,6 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from defense_paths import TRAINING, one_of_each
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
@@ -43,25 +44,33 @@ def weights(clf):
     return np.concatenate([p.detach().numpy().ravel() for p in clf.module_.parameters()])
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    """Weights of each defence before its training."""
+    return {}
+
+
 @pytest.mark.parametrize("adversary", ADVERSARIES, ids=lambda a: type(a).__name__)
-def test_adversaries(cls, make, data, adversary):
+def test_adversaries(cls, make, data, adversary, untrained):
     """It trains, or says which adversary it needs."""
+    if cls not in untrained:
+        untrained[cls] = weights(make(cls, max_epochs=0).fit(*data))
     try:
-        clf = make(cls, adversary=adversary).fit(*data)
+        clf = make(cls, adversary=adversary, max_epochs=1).fit(*data)
     except (TypeError, ValueError) as error:
         if "adversary" not in str(error):
             raise
         return
     assert type(clf.adversary_) is type(adversary)
     assert np.isfinite(clf.history_[:, "train_loss"]).all()
-    assert not np.array_equal(weights(clf), weights(make(cls, max_epochs=0).fit(*data)))
+    assert not np.array_equal(weights(clf), untrained[cls])
     assert 0 <= clf.score_adversarial(*data, attack=PGD(eps=0.1, n_steps=2)) <= clf.score(*data)
 
 
 def test_head(cls, make, data):
     if inspect.signature(cls).parameters["head"].default is not None:
         pytest.skip("has a head of its own")
-    clf = make(cls, head=HypersphereHead(s=7.0, m=0.1)).fit(*data)
+    clf = make(cls, head=HypersphereHead(s=7.0, m=0.1), max_epochs=1).fit(*data)
     if clf.head_ is None or not isinstance(clf.head_, HypersphereHead):
         pytest.fail("the head was passed over")
     assert any(isinstance(m, CosineLinear) for m in clf.module_.modules())
@@ -70,6 +79,7 @@ def test_head(cls, make, data):
     assert clf.head_.m == 0.3
 
 
+@one_of_each(*TRAINING)
 def test_weight_perturbation(cls, make, data):
     plain = make(cls, weight_perturbation=None).fit(*data)
     none = make(cls, weight_perturbation=AWP(gamma=0.0)).fit(*data)
@@ -92,6 +102,7 @@ class Noise:
         return x + 0.01 * torch.randn_like(x)
 
 
+@one_of_each(*TRAINING)
 def test_augmentation(cls, make, data):
     Noise.n_calls = 0
     clf = make(cls, augmentation=Noise()).fit(*data)

@@ -520,7 +520,14 @@ def robust_accuracy(digits):
 
 
 @pytest.mark.parametrize(
-    "defense", [PGDATClassifier, TRADESClassifier, SPATClassifier, EnsembleCCE]
+    "defense",
+    [
+        PGDATClassifier,
+        *(
+            pytest.param(cls, marks=pytest.mark.slow)
+            for cls in (TRADESClassifier, SPATClassifier, EnsembleCCE)
+        ),
+    ],
 )
 def test_a_defence_is_more_robust_than_none(robust_accuracy, defense):
     clean, robust = robust_accuracy(defense)

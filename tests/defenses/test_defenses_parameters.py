@@ -8,6 +8,17 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from defense_paths import (
+    CALLBACKS,
+    DATA,
+    NETWORK,
+    PARAMETERS,
+    PREDICTION,
+    SAVING,
+    TRAINING,
+    one_of_each,
+    own_parameters,
+)
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -30,16 +41,8 @@ from skorch.callbacks import (
 from skorch.dataset import ValidSplit
 
 from robustsk import PGD, make_adversarial_scorer
-from robustsk.defenses import BaseDefense
 
 NAMES = np.array(["ant", "bee", "cat"])
-
-
-def own_parameters(cls):
-    """Return the defaults of the hyperparameters that `cls` adds to those of all defences."""
-    shared = inspect.signature(BaseDefense.__init__).parameters
-    mine = inspect.signature(cls.__init__).parameters
-    return {name: p.default for name, p in mine.items() if name not in shared}
 
 
 def a_number_to_search(cls):
@@ -90,6 +93,7 @@ def test_constructor_stores_what_it_is_given(cls, adversary):
         assert value is defaults[name].default
 
 
+@one_of_each(*PARAMETERS, *NETWORK)
 def test_clone(cls, make, data, adversary):
     clf = make(cls, adversary=adversary, adversary__eps=0.2, lr=0.03).fit(*data)
     assert clf.adversary is adversary
@@ -119,6 +123,7 @@ def test_get_params_reaches_the_adversary(cls, adversary):
     assert cls(adversary=adversary, adversary__eps=0.7).get_params()["adversary__eps"] == 0.7
 
 
+@one_of_each(*PARAMETERS, *PREDICTION, "default_adversary")
 def test_nested_parameters_of_the_default_adversary(cls, make, data):
     clf = make(cls, adversary__eps=0.123).fit(*data)
     assert clf.adversary is None
@@ -133,6 +138,7 @@ def test_nested_parameters_of_the_default_adversary(cls, make, data):
     assert plain.eps == cls().default_adversary().eps
 
 
+@one_of_each(*PARAMETERS, *DATA)
 def test_nested_parameters_of_a_given_adversary(cls, make, data, adversary):
     clf = make(cls, adversary=adversary, adversary__eps=0.05).fit(*data)
     assert clf.adversary_.eps == 0.05
@@ -159,6 +165,7 @@ def test_a_new_adversary_forgets_the_parameters_of_the_old_one(cls, adversary):
     assert back.default_attack().eps == cls().default_attack().eps
 
 
+@one_of_each(*PARAMETERS, *DATA, *PREDICTION)
 def test_set_params_of_the_adversary_acts_on_what_follows(cls, make, data):
     clf = make(cls).fit(*data)
     clf.set_params(adversary__eps=0.45)
@@ -170,13 +177,16 @@ def test_set_params_of_the_adversary_acts_on_what_follows(cls, make, data):
 
 
 def test_set_params_of_own_hyperparameters(cls, make, data):
-    for name, default in own_parameters(cls).items():
-        clf = make(cls).set_params(**{name: default})
-        assert clf.get_params()[name] == default
-        clf.fit(*data)
-        assert clf.set_params(**{name: default}).get_params()[name] == default
+    clf = make(cls)
+    for fitted in (False, True):
+        for name in own_parameters(cls):
+            value = getattr(clf, name)
+            assert clf.set_params(**{name: value}).get_params()[name] == value
+        if not fitted:
+            clf.fit(*data)
 
 
+@one_of_each(*PARAMETERS, *NETWORK)
 def test_set_params_on_a_fitted_estimator(cls, make, data):
     X, y = data
     clf = make(cls).fit(X, y)
@@ -198,6 +208,7 @@ def test_set_params_on_a_fitted_estimator(cls, make, data):
     assert clf.partial_fit(X, y).predict(X).shape == y.shape
 
 
+@one_of_each(*PARAMETERS, *NETWORK)
 def test_set_params_on_an_unfitted_estimator(cls, make, data):
     clf = make(cls).set_params(lr=0.0123, module__hidden_sizes=(5,), optimizer=torch.optim.SGD)
     assert not clf.initialized_
@@ -220,11 +231,12 @@ def test_criterion_parameters(cls, make, data):
     assert not same_weights(weights(clf), weights(plain))
 
 
+@one_of_each(*PARAMETERS)
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
         ("max_epoch", "max_epochs"),
-        ("adversry__eps", "adversary__"),
+        ("adversry__eps", "adversary__eps"),
         ("batchsize", "batch_size"),
         ("zzz", None),
         ("zzz__eps", None),
@@ -240,6 +252,7 @@ def test_unknown_keyword(cls, make, data, name, hint):
             clf.set_params(**{name: 1})
 
 
+@one_of_each(*PARAMETERS)
 def test_unknown_nested_parameter(cls, make, data, adversary):
     for given in (None, adversary):
         with pytest.raises(ValueError, match="'epsilon'"):
@@ -252,6 +265,7 @@ def test_unknown_nested_parameter(cls, make, data, adversary):
         make(cls, optimizer__momentumm=3).fit(*data)
 
 
+@one_of_each(*PARAMETERS)
 @pytest.mark.parametrize("value", [PGD, "pgd", 0.3])
 def test_adversary_that_is_none(cls, make, data, value):
     with pytest.raises(TypeError, match="adversary must be an attack"):
@@ -267,7 +281,9 @@ def test_repr(cls):
 # --- searching -----------------------------------------------------------------------
 
 
-def test_grid_search_in_parallel(cls, make, data):
+@one_of_each(*PARAMETERS, *NETWORK)
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_grid_search(cls, make, data, n_jobs):
     X, y = data[0], NAMES[data[1]]
     grid = {"adversary__eps": [0.0, 0.4]}
     found = a_number_to_search(cls)
@@ -278,7 +294,7 @@ def test_grid_search_in_parallel(cls, make, data):
         "robust": make_adversarial_scorer(PGD(eps=0.2, n_steps=2, random_state=0)),
     }
     search = GridSearchCV(
-        make(cls), grid, scoring=scoring, refit="robust", cv=2, n_jobs=2, error_score="raise"
+        make(cls), grid, scoring=scoring, refit="robust", cv=2, n_jobs=n_jobs, error_score="raise"
     ).fit(X, y)
     results = search.cv_results_
     assert len(results["params"]) == 2 * (2 if found else 1)
@@ -291,6 +307,7 @@ def test_grid_search_in_parallel(cls, make, data):
         assert getattr(best, found[0]) == search.best_params_[found[0]]
 
 
+@one_of_each(*PARAMETERS)
 def test_grid_search_gives_each_candidate_its_own_adversary(cls, make, data, adversary):
     grid = {"adversary__eps": [0.1, 0.7], "lr": [0.01, 0.02]}
     search = GridSearchCV(make(cls, adversary=adversary), grid, cv=2, error_score="raise").fit(
@@ -301,6 +318,7 @@ def test_grid_search_gives_each_candidate_its_own_adversary(cls, make, data, adv
     assert search.best_estimator_.optimizer_.param_groups[0]["lr"] == search.best_params_["lr"]
 
 
+@one_of_each(*PARAMETERS, *DATA)
 def test_pipeline(cls, learner, data):
     X, y = 100 * data[0] + 50, NAMES[data[1]]
     pipe = Pipeline([("scale", StandardScaler()), ("clf", learner(cls))])
@@ -309,23 +327,39 @@ def test_pipeline(cls, learner, data):
     pipe.fit(X, y)
     assert pipe["clf"].adversary_.eps == 0.07
     assert pipe.score(X, y) > 0.8
+    robust = make_adversarial_scorer(PGD(eps=20, n_steps=2, random_state=0))(pipe, X, y)
+    assert 0 <= robust <= pipe.score(X, y)
+    pipe.set_params(clf__max_epochs=1)
     search = GridSearchCV(
         pipe, {"clf__adversary__eps": [0.05, 0.2]}, cv=2, error_score="raise"
     ).fit(X, y)
     assert search.best_estimator_["clf"].adversary_.eps in (0.05, 0.2)
-    robust = make_adversarial_scorer(PGD(eps=20, n_steps=2, random_state=0))(pipe, X, y)
-    assert 0 <= robust <= pipe.score(X, y)
+
+
+@one_of_each()
+def test_grid_search_in_parallel(cls, make, data, adversary):
+    """Candidates are sent to other processes, and one comes back."""
+    clf = make(cls, adversary=adversary)
+    search = GridSearchCV(clf, {"adversary__eps": [0.0, 0.4]}, cv=2, n_jobs=2, error_score="raise")
+    search.fit(*data)
+    assert search.best_estimator_.adversary_.eps == search.best_params_["adversary__eps"]
+    assert_allclose(
+        search.cv_results_["mean_test_score"],
+        search.set_params(n_jobs=None).fit(*data).cv_results_["mean_test_score"],
+    )
 
 
 # --- other estimators ----------------------------------------------------------------
 
 
+@one_of_each(*DATA)
 def test_cross_val_score(cls, learner, data):
     scores = cross_val_score(learner(cls), *data, cv=3, error_score="raise")
     assert scores.shape == (3,)
     assert scores.mean() > 0.8
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_calibration(cls, learner, data):
     X, y = data[0], NAMES[data[1]]
     calibrated = CalibratedClassifierCV(learner(cls), cv=2, ensemble=True).fit(X, y)
@@ -334,6 +368,7 @@ def test_calibration(cls, learner, data):
     assert calibrated.score(X, y) > 0.8
 
 
+@one_of_each(*DATA, *PREDICTION)
 def test_voting(cls, learner, data):
     X, y = data[0], NAMES[data[1]]
     voting = VotingClassifier(
@@ -344,6 +379,7 @@ def test_voting(cls, learner, data):
     assert_allclose(voting.predict_proba(X), mean)
 
 
+@one_of_each(*DATA)
 def test_one_against_the_rest(cls, learner, data):
     X, y = data[0], NAMES[data[1]]
     assert OneVsRestClassifier(learner(cls)).fit(X, y).score(X, y) > 0.8
@@ -365,15 +401,24 @@ def through_deepcopy(clf, _):
     return copy.deepcopy(clf)
 
 
-@pytest.mark.parametrize("way", [through_pickle, through_joblib, through_deepcopy])
-def test_round_trip(cls, make, data, tmp_path, way):
+def test_pickling(cls, make, data, tmp_path):
+    check_round_trip(make(cls, device="auto"), data, tmp_path, through_pickle)
+
+
+@one_of_each(*SAVING, *NETWORK)
+@pytest.mark.parametrize("way", [through_joblib, through_deepcopy])
+def test_copying(cls, make, data, tmp_path, way):
+    check_round_trip(make(cls, device="auto"), data, tmp_path, way)
+
+
+def check_round_trip(clf, data, tmp_path, way):
     X, y = data[0], NAMES[data[1]]
-    clf = make(cls, device="auto").fit(X, y)
-    other = way(clf, tmp_path)
+    other = way(clf.fit(X, y), tmp_path)
     assert other.device == "auto"
     assert_array_equal(other.predict(X), clf.predict(X))
     assert_array_equal(other.predict_proba(X), clf.predict_proba(X))
-    assert other.score_adversarial(X, y) == clf.score_adversarial(X, y)
+    attack = PGD(eps=0.2, n_steps=2, random_state=0)
+    assert other.score_adversarial(X, y, attack) == clf.score_adversarial(X, y, attack)
     assert other.get_params().keys() == clf.get_params().keys()
     assert len(other.history_) == 2
     # both go on in the same way, and apart from one another
@@ -385,6 +430,7 @@ def test_round_trip(cls, make, data, tmp_path, way):
     assert len(other.history_) == 4
 
 
+@one_of_each(*SAVING, *PARAMETERS)
 def test_round_trip_of_an_unfitted_estimator(cls, make, data, adversary, tmp_path):
     clf = make(cls, adversary=adversary, adversary__eps=0.2)
     expected = weights(clone(clf).fit(*data))
@@ -394,6 +440,7 @@ def test_round_trip_of_an_unfitted_estimator(cls, make, data, adversary, tmp_pat
         assert same_weights(weights(other.fit(*data)), expected)
 
 
+@one_of_each(*SAVING, *NETWORK)
 def test_save_and_load_parameters(cls, make, data32, tmp_path):
     X, y = data32[0], NAMES[data32[1]]
     clf = make(cls).fit(X, y)
@@ -415,6 +462,7 @@ def test_save_and_load_parameters(cls, make, data32, tmp_path):
         assert other.partial_fit(X, y).predict(X).shape == y.shape
 
 
+@one_of_each(*SAVING, *NETWORK)
 def test_load_parameters_for_flat_rows_of_images(cls, make, images, tmp_path):
     X, y = images
     rows = X.reshape(len(X), -1)
@@ -433,6 +481,7 @@ def test_initialize_needs_to_know_the_data(cls, make):
 # --- callbacks -----------------------------------------------------------------------
 
 
+@one_of_each(*TRAINING, *CALLBACKS)
 def test_history(cls, make, data):
     clf = make(cls, max_epochs=4).fit(*data)
     assert len(clf.history_) == 4
@@ -443,6 +492,7 @@ def test_history(cls, make, data):
     assert len(set(losses)) == 4
 
 
+@one_of_each(*TRAINING, *CALLBACKS)
 def test_verbosity(cls, make, data, capsys):
     make(cls).fit(*data).score_adversarial(*data)
     clf = make(cls).fit(*data).set_params(module__hidden_sizes=(5,))
@@ -454,6 +504,7 @@ def test_verbosity(cls, make, data, capsys):
     assert len(printed.strip().splitlines()) == 4  # head, rule, two epochs
 
 
+@one_of_each(*TRAINING, *CALLBACKS)
 def test_validation_and_early_stopping(cls, make, data):
     X, y = data[0], NAMES[data[1]]
     clf = make(
@@ -480,6 +531,7 @@ def test_validation_and_early_stopping(cls, make, data):
     assert set(clf.predict(X)) <= set(NAMES)
 
 
+@one_of_each(*TRAINING, *CALLBACKS)
 def test_validation_data_are_not_trained_on(cls, make, data):
     X, y = data
     seen = []
@@ -494,6 +546,7 @@ def test_validation_data_are_not_trained_on(cls, make, data):
     assert len(trained_on) == len(X) * 2 // 3
 
 
+@one_of_each(*TRAINING, *CALLBACKS)
 def test_learning_rate_schedule_and_gradient_clipping(cls, make, data):
     clf = make(
         cls,
@@ -515,6 +568,7 @@ def test_learning_rate_schedule_and_gradient_clipping(cls, make, data):
     assert not same_weights(weights(first), weights(untrained))
 
 
+@one_of_each(*PARAMETERS, *CALLBACKS)
 def test_callback_parameters(cls, make, data):
     clf = make(
         cls,
@@ -526,6 +580,7 @@ def test_callback_parameters(cls, make, data):
     assert dict(clf.callbacks_)["clip"].gradient_clip_value == 3.0
 
 
+@one_of_each(*SAVING, *TRAINING, *CALLBACKS)
 def test_checkpoint_and_resume(cls, make, data32, tmp_path):
     X, y = data32[0], NAMES[data32[1]]
     checkpoint = Checkpoint(monitor="train_loss_best", dirname=tmp_path / "best")
@@ -541,6 +596,7 @@ def test_checkpoint_and_resume(cls, make, data32, tmp_path):
     assert len(other.history_) == 2
 
 
+@one_of_each(*TRAINING, *CALLBACKS)
 def test_best_weights_are_restored(cls, make, data):
     """EarlyStopping can load them at the end of training."""
     clf = make(
@@ -551,5 +607,5 @@ def test_best_weights_are_restored(cls, make, data):
     ).fit(*data)
     assert np.isfinite(clf.predict_proba(data[0])).all()
     best = int(np.argmin(clf.history_[:, "train_loss"])) + 1
-    shorter = make(cls, lr=5.0, max_epochs=best).fit(*data)
+    shorter = clone(clf).set_params(callbacks=None, max_epochs=best).fit(*data)
     assert same_weights(weights(clf), weights(shorter))

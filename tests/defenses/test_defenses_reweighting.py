@@ -544,6 +544,7 @@ def test_bad_parameters(table, defence, params, message):
 # --- do they help? -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("defence", "params"),
     [

@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 import numpy as np
 import pytest
 import torch
+from defense_paths import DATA, NETWORK, PARAMETERS, TRAINING, one_of_each
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from skorch import NeuralNet
@@ -69,13 +70,19 @@ def test_same_seed_same_weights(cls, make, data):
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002
     assert same_weights(weights(clf.fit(*data)), first)
+    assert not same_weights(weights(make(cls, random_state=1).fit(*data)), first)
+
+
+@one_of_each(*TRAINING)
+def test_seed_alone_decides(cls, make, data):
+    first = weights(make(cls).fit(*data))
     torch.rand(7)
     assert same_weights(weights(make(cls).fit(*data)), first)
-    assert not same_weights(weights(make(cls, random_state=1).fit(*data)), first)
     unseeded = [weights(make(cls, random_state=None).fit(*data)) for _ in range(2)]
     assert not same_weights(*unseeded)
 
 
+@one_of_each(*TRAINING)
 def test_random_state_instance(cls, make, data):
     fits = [weights(make(cls, random_state=np.random.RandomState(5)).fit(*data)) for _ in range(2)]
     assert same_weights(*fits)
@@ -93,21 +100,30 @@ ACTIONS = {
 }
 
 
+def states_of_generators():
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return [torch.get_rng_state().tolist(), keys.tolist(), kind, rest, random.getstate()]
+
+
+def test_training_leaves_global_generators_alone(cls, make, data):
+    before = states_of_generators()
+    make(cls).fit(*data)
+    assert states_of_generators() == before
+
+
+@one_of_each(*TRAINING, *NETWORK)
 @pytest.mark.parametrize("action", ACTIONS)
 def test_global_generators_are_left_alone(cls, make, data, action):
-    def states():
-        kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-        return [torch.get_rng_state().tolist(), keys.tolist(), kind, rest, random.getstate()]
-
     clf = make(cls).fit(*data)
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
     random.seed(1)
-    before = states()
+    before = states_of_generators()
     ACTIONS[action](clf, *data)
-    assert states() == before
+    assert states_of_generators() == before
 
 
+@one_of_each(*PARAMETERS, *NETWORK)
 def test_new_module_after_set_params_follows_the_seed(cls, make, data):
     found = []
     for seed in (1, 2):
@@ -117,6 +133,7 @@ def test_new_module_after_set_params_follows_the_seed(cls, make, data):
     assert same_weights(*found)
 
 
+@one_of_each(*TRAINING, *DATA)
 def test_partial_fit_goes_on_in_the_same_way(cls, make, data):
     runs = []
     for _ in range(2):
@@ -128,6 +145,7 @@ def test_partial_fit_goes_on_in_the_same_way(cls, make, data):
 # --- modules -------------------------------------------------------------------------
 
 
+@one_of_each(*TRAINING, *NETWORK)
 def test_instance_is_never_trained_in_place(cls, make, data):
     module = network()
     before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -189,6 +207,7 @@ class Normed(nn.Module):
         return self.fc(torch.relu(self.norm(self.body(x))))
 
 
+@one_of_each(*NETWORK)
 def test_class_is_told_the_number_of_classes(cls, learner, data):
     for module in (Told, torchvision_like):
         clf = learner(cls, module=module).fit(*data)
@@ -198,6 +217,7 @@ def test_class_is_told_the_number_of_classes(cls, learner, data):
     assert torch.Size([5, 4]) in {p.shape for p in clf.module_.parameters()}
 
 
+@one_of_each(*DATA, *NETWORK)
 def test_module_in_float64(cls, learner, data32):
     clf = learner(cls, module=Double).fit(*data32)
     assert {p.dtype for p in clf.module_.parameters()} == {torch.float64}
@@ -205,6 +225,7 @@ def test_module_in_float64(cls, learner, data32):
     assert 0 <= clf.score_adversarial(*data32) <= 1
 
 
+@one_of_each(*NETWORK)
 @pytest.mark.parametrize("flat", [False, True])
 def test_one_logit_for_two_classes(cls, learner, binary, flat):
     X, y = binary[0], np.array(["no", "yes"])[binary[1]]
@@ -216,6 +237,7 @@ def test_one_logit_for_two_classes(cls, learner, binary, flat):
     assert clf.score_adversarial(X, y, PGD(eps=3.0, n_steps=3)) < clf.score(X, y)
 
 
+@one_of_each(*NETWORK)
 @pytest.mark.parametrize("n_outputs", [1, 2, 7])
 def test_wrong_number_of_outputs(cls, make, data, n_outputs):
     shown = r"\(16, (1|2|7)\)"
@@ -223,6 +245,7 @@ def test_wrong_number_of_outputs(cls, make, data, n_outputs):
         make(cls, module=network(n_classes=n_outputs)).fit(*data)
 
 
+@one_of_each(*NETWORK)
 def test_wrong_shape_of_outputs(cls, make, images):
     class Maps(nn.Module):
         def __init__(self):
@@ -237,6 +260,7 @@ def test_wrong_shape_of_outputs(cls, make, images):
         make(cls, module=Maps).fit(X, y)
 
 
+@one_of_each(*NETWORK)
 def test_module_that_returns_more_than_logits(cls, learner, data):
     class Talkative(Told):
         def forward(self, x):
@@ -246,6 +270,7 @@ def test_module_that_returns_more_than_logits(cls, learner, data):
     assert clf.score(*data) > 0.8
 
 
+@one_of_each(*NETWORK)
 def test_bad_module(cls, make, data):
     with pytest.raises(ValueError, match=r"no network is named 'mpl'.*Did you mean 'mlp'"):
         make(cls, module="mpl").fit(*data)
@@ -274,6 +299,7 @@ def test_training_leaves_modes_and_flags_in_order(cls, make, data):
     assert not any(m.training for m in clf.module_.modules())
 
 
+@one_of_each(*TRAINING, *NETWORK)
 def test_frozen_layers_stay_frozen(cls, make, data):
     module = network()
     module[0].requires_grad_(False)
@@ -326,13 +352,15 @@ def test_optimizer_with_a_closure(cls, learner, data):
             calls.append(len(x))
             return super().craft(x, y)
 
-    clf = learner(Counting, optimizer=torch.optim.LBFGS, lr=0.5, batch_size=-1, max_epochs=4).fit(
-        *data
-    )
-    assert calls == [len(data[0])] * 4
+    clf = learner(
+        Counting, optimizer=torch.optim.LBFGS, optimizer__max_iter=10, lr=0.5, batch_size=-1,
+        max_epochs=3,
+    ).fit(*data)  # fmt: skip
+    assert calls == [len(data[0])] * 3
     assert clf.score(*data) > 0.6
 
 
+@one_of_each(*TRAINING, *DATA)
 def test_batches(cls, make, data):
     X, y = data
     batches = []
@@ -407,6 +435,7 @@ class OneProcess:
         loss.backward()
 
 
+@one_of_each(*TRAINING, *NETWORK)
 @pytest.mark.parametrize("device_placement", [False, True])
 def test_under_the_mixin_for_accelerate(cls, make, data, device_placement):
     class Accelerated(AccelerateMixin, cls):
@@ -430,8 +459,8 @@ def test_weight_zero_is_absence(cls, make, data):
     weight = (np.arange(len(X)) % 3 > 0).astype(float)
     keep = weight > 0
     for size in (-1, 8):
-        weighted = make(cls, batch_size=size, max_epochs=3).fit(X, y, sample_weight=weight)
-        removed = make(cls, batch_size=size, max_epochs=3).fit(X[keep], y[keep])
+        weighted = make(cls, batch_size=size).fit(X, y, sample_weight=weight)
+        removed = make(cls, batch_size=size).fit(X[keep], y[keep])
         assert close_weights(weights(weighted), weights(removed), rtol=1e-6, atol=1e-8)
         assert_allclose(weighted.predict_proba(X), removed.predict_proba(X), rtol=1e-6)
 
@@ -445,6 +474,7 @@ def test_weights_scale_and_count(cls, make, data):
     assert not close_weights(plain, skewed, rtol=1e-3)
 
 
+@one_of_each(*DATA)
 def test_class_weight(cls, make, data):
     X, y = data[0], np.array(["ant", "bee", "cat"])[data[1]]
     by_class = make(cls, class_weight={"ant": 5.0, "cat": 0.5}).fit(X, y)
@@ -456,6 +486,7 @@ def test_class_weight(cls, make, data):
         make(cls, class_weight={"dog": 1.0}).fit(X, y)
 
 
+@one_of_each(*DATA)
 def test_balanced_class_weight(cls, make, data):
     X, y = data
     keep = np.flatnonzero((y != 0) | (np.cumsum(y == 0) <= 4))
@@ -465,6 +496,7 @@ def test_balanced_class_weight(cls, make, data):
     assert close_weights(weights(balanced), weights(by_hand), rtol=1e-6, atol=1e-8)
 
 
+@one_of_each(*DATA)
 def test_bad_weights(cls, make, data):
     X, y = data
     with pytest.raises(ValueError, match=r"(?i)sample weights .*zero"):
@@ -475,6 +507,7 @@ def test_bad_weights(cls, make, data):
         make(cls).fit(X, y, sample_weight=np.ones(3))
 
 
+@one_of_each(*DATA)
 def test_weights_with_a_dataset(cls, make, data32):
     X, y = data32
     dataset = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
@@ -500,6 +533,7 @@ def test_a_batch_of_a_dataset_with_no_weight_at_all(cls, make, data32):
 # --- going on ------------------------------------------------------------------------
 
 
+@one_of_each(*TRAINING, *DATA)
 def test_warm_start(cls, make, data):
     clf = make(cls, warm_start=True, lr=1e-4).fit(*data)
     first = weights(clf)
@@ -514,6 +548,7 @@ def test_warm_start(cls, make, data):
     assert same_weights(weights(cold), first)
 
 
+@one_of_each(*TRAINING, *DATA)
 def test_partial_fit(cls, make, data):
     X, y = data[0], np.array(["ant", "bee", "cat"])[data[1]]
     few = y != "cat"
@@ -535,10 +570,12 @@ def test_partial_fit(cls, make, data):
         fresh.partial_fit(X, y)
 
 
+@one_of_each(*TRAINING, *DATA)
 def test_partial_fit_from_scratch_is_fit(cls, make, data):
     assert same_weights(weights(make(cls).partial_fit(*data)), weights(make(cls).fit(*data)))
 
 
+@one_of_each(*TRAINING)
 def test_interrupt_leaves_a_usable_model(cls, make, data):
     def interrupt(net, **kwargs):
         if len(net.history_) == 2:
@@ -556,6 +593,7 @@ def test_interrupt_leaves_a_usable_model(cls, make, data):
         assert len(clf.history_) == 1
 
 
+@one_of_each(*TRAINING)
 def test_an_error_in_training_leaves_no_trace_of_it(cls, make, data):
     def fail(net, **kwargs):
         if len(net.history_) == 2:
@@ -593,10 +631,11 @@ def test_nan_in_the_weights_stops_the_fit(cls, make, data):
     assert clf.predict(data[0]).shape == data[1].shape
     assert 0 <= clf.score_adversarial(*data) <= 1
     assert not any(m.training for m in clf.module_.modules())
-    clf.set_params(callbacks=None).partial_fit(*data)
+    clf.set_params(callbacks=None, max_epochs=1).partial_fit(*data)
     assert np.isfinite(clf.predict_proba(data[0])).all()
 
 
+@one_of_each(*TRAINING)
 def test_divergence_falls_back_on_what_a_callback_has_loaded(cls, make, data):
     module = network(seed=7)
 
@@ -617,6 +656,7 @@ def test_divergence_falls_back_on_what_a_callback_has_loaded(cls, make, data):
     assert all((p == 0.25).all() for p in clf.module_.parameters())
 
 
+@one_of_each(*TRAINING)
 @pytest.mark.parametrize("batch_size", [16, -1])
 def test_absurd_learning_rate_leaves_finite_predictions(cls, make, data32, batch_size):
     """With one batch per epoch the weights go bad between the loss and the next epoch."""
@@ -628,6 +668,7 @@ def test_absurd_learning_rate_leaves_finite_predictions(cls, make, data32, batch
         assert np.isfinite(clf.predict_proba(data32[0])).all()
 
 
+@one_of_each(*TRAINING, *DATA)
 def test_non_finite_data_in_a_dataset(cls, make, data32):
     X, y = data32
     X = X.copy()
@@ -643,6 +684,7 @@ def test_non_finite_data_in_a_dataset(cls, make, data32):
 # --- precision -----------------------------------------------------------------------
 
 
+@one_of_each(*DATA, *NETWORK)
 def test_tables_in_float64_are_computed_in_float64(cls, make, data, data32):
     for (X, y), dtype in ((data, torch.float64), (data32, torch.float32)):
         clf = make(cls).fit(X, y)

@@ -207,6 +207,7 @@ def test_misalignment():
 # --- training ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["rs", "n-fgsm", "gradalign", "zerograd"])
 def test_more_robust_than_natural_training(variant):
     X, y = load_digits_images(return_X_y=True)

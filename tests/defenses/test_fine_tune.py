@@ -322,6 +322,7 @@ def test_bad_parameters(params, data):
         make(**params).fit(*data)
 
 
+@pytest.mark.slow
 def test_more_robust_than_standard_training():
     X, y = load_digits_images(return_X_y=True)
     X, y, X_test, y_test = X[:600], y[:600], X[600:800], y[600:800]

@@ -143,6 +143,7 @@ def test_nothing_of_the_training_stays(data):
     assert clf._leaf is None
 
 
+@pytest.mark.slow
 def test_more_robust_than_natural_training():
     X, y = load_digits_images(return_X_y=True)
     settings = {"module": "mlp", "adversary__eps": 0.1, "random_state": 0}

@@ -102,6 +102,7 @@ def test_attacks_on_cross_entropy_saturate():
     assert by_distance < by_ce - 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["mmc", "mmlda"])
 def test_more_robust_than_natural_training(loss):
     X, y = load_digits_images(return_X_y=True)

@@ -48,7 +48,9 @@ class Normed(nn.Sequential):
         )  # fmt: skip
 
 
-@parametrize_with_checks([PretrainTuneClassifier()])
+@parametrize_with_checks(
+    [PretrainTuneClassifier(PGDATClassifier(max_epochs=3, adversary__n_steps=2))]
+)
 def test_passes_sklearn_check(estimator, check):
     try:
         check(estimator)
@@ -396,6 +398,7 @@ def test_errors(data, large):
         PretrainTuneClassifier(first(), "none").fit(data[0], data[1] + 2, *large)
 
 
+@pytest.mark.slow
 def test_pretraining_helps_where_there_are_few_samples():
     X, y = load_digits_images(return_X_y=True)
     few, many, test = slice(0, 100), slice(100, 900), slice(1200, 1500)

@@ -120,7 +120,7 @@ def test_without_anything_it_is_adversarial_training(data):
 def test_goes_with_everything_else(data, adversary):
     clf = make(
         l1=1e-5, l2=1e-4, mixup=1.0, adversary=adversary, weight_perturbation=AWP(gamma=0.01),
-        max_epochs=15,
+        max_epochs=8,
     )  # fmt: skip
     clf.fit(*data, sample_weight=np.linspace(0.5, 1, 48))
     assert clf.score(*data) > 0.8
@@ -142,6 +142,7 @@ def test_adversary_with_an_objective_of_its_own(data):
     make(l2=1e-4, adversary=adversary).fit(*data)
 
 
+@pytest.mark.slow
 def test_more_robust_than_natural_training():
     X, y = load_digits_images(return_X_y=True)
     X, y, X_test, y_test = X[:600], y[:600], X[600:800], y[600:800]

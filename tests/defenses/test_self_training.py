@@ -297,6 +297,7 @@ def test_nothing_labelled(data):
 # --- use -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("regularizer", "gain"), [("adversarial", 0.1), ("stability", 0.03)])
 def test_more_robust_than_natural_training(regularizer, gain):
     X, y = load_digits_images(return_X_y=True)

@@ -153,6 +153,7 @@ def test_bad_parameters(data, params, match):
         small(**params).fit(*data)
 
 
+@pytest.mark.slow
 def test_it_learns_digits():
     X, y = load_digits_images(return_X_y=True)
     for steps in (0, 100):

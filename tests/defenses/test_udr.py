@@ -290,6 +290,7 @@ def test_wrm_trains_against_its_ascent(make, data):
     assert_allclose(weights(dear), weights(plain), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "clf",
     [UDRPGDClassifier(), UDRTRADESClassifier(beta=3), UDRMARTClassifier(), WRMClassifier()],

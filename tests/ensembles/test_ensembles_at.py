@@ -239,6 +239,7 @@ def test_adp_without_weights_is_the_sum_of_the_losses(data):
         assert_allclose(w, v, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_adp_makes_members_disagree_about_the_wrong_classes(data):
     def agreement(**params):
         clf = make(EnsembleADP, max_epochs=20, lr=0.02, **params).fit(*data)

@@ -128,7 +128,7 @@ def test_modes_are_those_of_the_source():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("indicator", ["soft", "hard"])
 def test_every_mode_trains(data, mode, indicator):
-    clf = make(mode=mode, indicator=indicator, max_epochs=25, lr=0.03).fit(*data)
+    clf = make(mode=mode, indicator=indicator, max_epochs=12, lr=0.05).fit(*data)
     assert clf.score(*data) > 0.8
 
 
@@ -269,6 +269,7 @@ def test_attack_on_the_ensemble_sees_all_members(data):
 # --- detection -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_detection_mode_tells_adversarial_examples():
     X, y = load_digits_images(return_X_y=True, as_flat=True)
     clf = EnsembleCCE(

@@ -470,6 +470,7 @@ def test_weights_are_repetitions(table, cls):
 # --- what comes of it ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_of_trained_members_differ():
     X, y = load_digits_images(return_X_y=True, as_flat=True)
     test = X[1000:1200], y[1000:1200]

@@ -200,7 +200,12 @@ def test_text_says_what_the_dict_says(report):
         parts = [row["per_class"][label] for row in found["rows"].values()]
         assert numbers[0] == str(parts[0]["n_samples"])
         assert numbers[1:-2] == [f"{part['accuracy']:.3f}" for part in parts]
-    assert max(map(len, text.splitlines())) < 140
+    lines = text.splitlines()
+    assert max(map(len, lines)) < 140
+    # numbers stand below their headings, flush right
+    table = lines[2 : 3 + len(found["rows"])]
+    assert len({len(line) for line in table}) == 1
+    assert table[0].endswith("  forward  backward  seconds")
     assert repr(report) == text
 
 

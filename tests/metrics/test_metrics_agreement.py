@@ -125,9 +125,22 @@ def predict(model, X):
         return model.eval()(torch.as_tensor(X, dtype=torch.float32)).argmax(1).numpy()
 
 
+def each_model_and_attack():
+    """Return all pairs; slow where it is neither the module nor the usual attack."""
+    return [
+        pytest.param(
+            model,
+            attack,
+            id=f"{model}-{attack}",
+            marks=() if model == "module" or attack == "pgd" else pytest.mark.slow,
+        )
+        for model in MODELS
+        for attack in ATTACKS
+    ]
+
+
 @pytest.mark.parametrize("threat", [("linf", 0.3), ("l2", 0.5), ("l1", 0.8)], ids=lambda t: t[0])
-@pytest.mark.parametrize("attack", ATTACKS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "attack"), each_model_and_attack())
 def test_equals_accuracy_on_what_the_attack_generates(models, model, attack, threat):
     X, y = iris()
     model = models(model)

@@ -220,7 +220,7 @@ def test_memory_does_not_grow_with_the_data(net, tmp_path, version, kind):
             score_adversarial(net, X, y, fast)
 
     work(300)
-    few, many = 1000, 4000
+    few, many = 800, 2400
     growth = peak(lambda: work(many)) - peak(lambda: work(few))
     assert growth < 0.15 * (many - few) * 4 * N_FEATURES
 

@@ -1,5 +1,7 @@
 import copy
+import inspect
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -107,6 +109,18 @@ def test_every_registered_model_takes_a_gray_image_and_normalisation(name):
 def test_parameter_counts_of_the_literature(build, expected):
     with torch.device("meta"):
         assert n_parameters(build()) == expected
+
+
+@pytest.mark.parametrize("build", [resnet18, preact_resnet18, wide_resnet_28_10])
+def test_documentation_of_a_configuration_is_whole(build):
+    text = inspect.getdoc(build)
+    entries = re.findall(r"^(\w+(?:, \w+)*) : ", text, flags=re.MULTILINE)
+    parameters, result = ", ".join(entries[:-1]).split(", "), entries[-1]
+    assert parameters == list(inspect.signature(build).parameters)
+    assert result == "network"
+    with torch.device("meta"):
+        assert f"\nnetwork : {type(build()).__name__}\n" in text
+    assert "%" not in text
 
 
 def test_parameter_counts_by_hand():

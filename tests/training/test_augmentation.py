@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from torch import nn
 
 from robustsk import PGDATClassifier
 from robustsk.training import Compose, Cutout, RandomCropFlip
@@ -75,6 +76,16 @@ def test_seed_decides():
     assert not torch.equal(augment(x), first)
 
 
+def test_modules_compose_as_modules_do():
+    x = numbered()
+    first = Compose([RandomCropFlip(padding=1), Cutout(2), torch.sqrt])(x)
+    torch.manual_seed(0)
+    assert torch.equal(nn.Sequential(RandomCropFlip(padding=1), Cutout(2))(x).sqrt(), first)
+    copy = clone(RandomCropFlip(padding=3, flip=False))
+    assert copy.get_params() == {"padding": 3, "flip": False, "mode": "constant"}
+    assert repr(nn.Sequential(copy)[0]) == "RandomCropFlip(flip=False, padding=3)"
+
+
 def test_in_training():
     rng = np.random.default_rng(0)
     X, y = rng.uniform(size=(24, 1, 8, 8)).astype(np.float32), np.arange(24) % 3
@@ -88,6 +99,8 @@ def test_in_training():
     augment = Compose([RandomCropFlip(padding=1), Cutout(3)])
     a, b, plain = fit(augment), fit(clone(augment)), fit(None)
     np.testing.assert_array_equal(a.predict_proba(X), b.predict_proba(X))
+    sequential = fit(nn.Sequential(RandomCropFlip(padding=1), Cutout(3)))
+    np.testing.assert_array_equal(a.predict_proba(X), clone(sequential).fit(X, y).predict_proba(X))
     assert not np.allclose(a.predict_proba(X), plain.predict_proba(X))
     clf = clone(plain).set_params(augmentation=Cutout(3), augmentation__length=5).fit(X, y)
     assert clf.augmentation_.length == 5

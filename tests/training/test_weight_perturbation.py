@@ -5,19 +5,18 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from defense_paths import DEFENSES, TRAINING, epochs, one_of_each
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from torch import nn
 
 from robustsk import PGD, PGDATClassifier, TRADESClassifier
-from robustsk._discovery import all_defenses
 from robustsk.models import HypersphereHead
 from robustsk.training import AWP
 from robustsk.training._data import Crafted
 from robustsk.training.weight_perturbation import _unit
 
-DEFENSES = all_defenses()
 SMALL = {"module": "mlp", "module__hidden_sizes": (8,)}
 
 
@@ -114,7 +113,7 @@ def test_training_loss_is_larger_there(cls, data):
             net._rng.set_state(state)
             torch.random.set_rng_state(rng)
 
-    make(cls, max_epochs=1, weight_perturbation=Rise(gamma=1e-3), **SMALL).fit(*data)
+    make(cls, weight_perturbation=Rise(gamma=1e-3), **epochs(cls, 1), **SMALL).fit(*data)
     assert rises
     assert min(rises) > 0
 
@@ -256,23 +255,36 @@ def test_interrupt_in_a_step_restores_the_weights(data):
 
 @pytest.mark.parametrize("cls", DEFENSES)
 def test_without_perturbation_it_is_the_base_method(cls, data):
+    base = make(cls, weight_perturbation=None, **epochs(cls, 2), **SMALL).fit(*data)
+    same = make(cls, weight_perturbation=AWP(gamma=0), **epochs(cls, 2), **SMALL).fit(*data)
+    np.testing.assert_array_equal(proba(same, data[0]), proba(base, data[0]))
+    later = AWP(gamma=0.1, warmup=1)
+    later = make(cls, weight_perturbation=later, **epochs(cls, 2), **SMALL).fit(*data)
+    assert later.history_[0, "train_loss"] == base.history_[0, "train_loss"]
+    assert later.history_[1, "train_loss"] != base.history_[1, "train_loss"]
+
+
+@one_of_each(*TRAINING)
+def test_a_warm_up_that_never_ends_is_the_base_method(cls, data):
     base = make(cls, weight_perturbation=None, **SMALL).fit(*data)
-    for awp in (AWP(gamma=0), AWP(gamma=0.1, warmup=3)):
-        same = make(cls, weight_perturbation=awp, **SMALL).fit(*data)
-        np.testing.assert_array_equal(proba(same, data[0]), proba(base, data[0]))
-    later = make(cls, weight_perturbation=AWP(gamma=0.1, warmup=2), **SMALL).fit(*data)
-    assert later.history_[:2, "train_loss"] == base.history_[:2, "train_loss"]
-    assert later.history_[2, "train_loss"] != base.history_[2, "train_loss"]
+    same = make(cls, weight_perturbation=AWP(gamma=0.1, warmup=3), **SMALL).fit(*data)
+    np.testing.assert_array_equal(proba(same, data[0]), proba(base, data[0]))
 
 
 @pytest.mark.parametrize("cls", DEFENSES)
-@pytest.mark.parametrize("precision", [None, "bf16"])
-def test_goes_with_every_defence(cls, precision, data):
-    params = {"precision": precision, "max_epochs": 5, **SMALL}
-    awp = AWP(gamma=0.02, n_rounds=1 if precision is None else 2)
-    clf = make(cls, weight_perturbation=awp, **params).fit(*data)
+def test_goes_with_every_defence(cls, data):
+    params = {"weight_perturbation": AWP(gamma=0.02), **epochs(cls, 5), **SMALL}
+    assert make(cls, **params).fit(*data).score(*data) > 0.6
+
+
+@one_of_each(*TRAINING)
+@pytest.mark.parametrize(("precision", "n_rounds"), [(None, 1), ("bf16", 2)])
+def test_is_deterministic(cls, precision, n_rounds, data):
+    awp = AWP(gamma=0.02, n_rounds=n_rounds)
+    params = {"precision": precision, "weight_perturbation": awp, **epochs(cls, 5), **SMALL}
+    clf = make(cls, **params).fit(*data)
     assert clf.score(*data) > 0.6
-    again = make(cls, weight_perturbation=awp, **params).fit(*data)
+    again = make(cls, **params).fit(*data)
     np.testing.assert_array_equal(proba(again, data[0]), proba(clf, data[0]))
 
 
@@ -315,6 +327,7 @@ def test_bad_parameters(params, data):
         make(weight_perturbation=AWP(**params)).fit(*data)
 
 
+@pytest.mark.slow
 def test_flatter_minimum(data):
     """Weights move less in loss where training was against the worst weights."""
     rises = []

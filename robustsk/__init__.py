@@ -65,7 +65,12 @@ def _where():
     """Return the package of each name; exports are read off the source, nothing is imported."""
     found = {}
     for package in _PACKAGES:
-        source = _pkgutil.get_data(__name__, f"{package}/__init__.py")
+        try:
+            source = _pkgutil.get_data(__name__, f"{package}/__init__.py")
+        except OSError:  # compiled files only
+            names = _importlib.import_module(f"{__name__}.{package}").__all__
+            found.update(dict.fromkeys(names, package))
+            continue
         for node in _ast.parse(source).body:
             if isinstance(node, _ast.ImportFrom):
                 found.update({a.name: package for a in node.names if a.asname == a.name})

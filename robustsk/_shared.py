@@ -49,6 +49,25 @@ class SharedParameters:
         return {name: name for name in names_inside(type(self))}
 
 
+#: What parameters are called in other libraries, and here.
+_ELSEWHERE = {
+    "alpha": ("step_size",),
+    "batches": ("batch_size",),
+    "epochs": ("max_epochs",),
+    "eps_step": ("step_size",),
+    "epsilon": ("eps",),
+    "estimators": ("module",),
+    "iterations": ("n_steps", "max_iter"),
+    "learning_rate": ("lr",),
+    "model": ("estimator", "module"),
+    "nb_iter": ("n_steps", "max_iter"),
+    "p": ("norm",),
+    "restarts": ("n_restarts",),
+    "seed": ("random_state",),
+    "steps": ("n_steps",),
+}
+
+
 def names_inside(thing):
     """Return the names of what may be said about an object, or to what makes one."""
     if hasattr(thing, "get_params") and not isinstance(thing, type):
@@ -63,6 +82,10 @@ def names_inside(thing):
 def _closest(name, spellings):
     """Return the spelling that is most like a mistyped one, of equal ones the first, or None."""
     _, nested, last = name.rpartition("__")
+    elsewhere = _ELSEWHERE.get(last, ())
+    for spelling, own in spellings.items():
+        if own in elsewhere:
+            return spelling
 
     def likeness(spelling):
         same = max(_likeness(name, spelling), _likeness(last, spellings[spelling]))
@@ -70,7 +93,9 @@ def _closest(name, spellings):
         return same, difflib.SequenceMatcher(None, name, spelling).ratio() if nested else 0
 
     best = max(spellings, key=likeness)
-    return best if likeness(best)[0] >= 0.6 else None
+    # in a nested name, and in a short one, a few letters in common are easily a coincidence
+    alike = 0.8 if "__" in best or len(best) <= 3 else 0.7
+    return best if likeness(best)[0] >= alike else None
 
 
 def _likeness(first, second):
@@ -78,7 +103,8 @@ def _likeness(first, second):
     short, long = sorted((first, second), key=len)
     # "eps" is what "epsilon" means, although "precision" has more letters in common with it
     is_part = len(short) > 2 and (long.startswith(short) or long.endswith(f"_{short}"))
-    return max(0.85 * is_part, difflib.SequenceMatcher(None, first, second).ratio())
+    swapped = sorted(first) == sorted(second)
+    return max(0.85 * is_part, 0.9 * swapped, difflib.SequenceMatcher(None, first, second).ratio())
 
 
 def _without(text, doc):
@@ -92,10 +118,13 @@ def _complete_signature(cls):
     """Put the parameters behind ``**common`` into the signature of `__init__`."""
     init = vars(cls)["__init__"]
     own = dict(inspect.signature(init).parameters)
-    if own.pop("unknown", None) is not None:  # which the last base takes in order to refuse it
+    behind = next((n for n, p in own.items() if p.kind is p.VAR_KEYWORD), None)
+    if behind == "unknown":  # which the last base takes in order to refuse it
+        del own[behind]
         init.__signature__ = inspect.Signature(list(own.values()))
-    if own.pop("common", None) is None:
+    if behind != "common":
         return
+    del own[behind]
     merged = list(own.values())
     for name, parameter in inspect.signature(super(cls, cls).__init__).parameters.items():
         if name not in own:

@@ -59,6 +59,7 @@ def pytest_sessionfinish(session):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """Take note of what a worker has spent; called by pytest-xdist."""
     spent = getattr(node, "workeroutput", {}).get("processor seconds", 0.0)

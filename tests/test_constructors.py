@@ -194,6 +194,45 @@ def test_what_other_libraries_call_it(cls):
             assert message(cls, name).endswith(f"'{name}'. Did you mean 'n_steps'?")
 
 
+@pytest.mark.parametrize(
+    ("cls", "name", "meant"),
+    [
+        (PGD, "alpha", "step_size"),
+        (PGD, "nb_iter", "n_steps"),
+        (PGD, "seed", "random_state"),
+        (robustsk.CarliniWagner, "model", "estimator"),
+        (TRADESClassifier, "epochs", "max_epochs"),
+        (TRADESClassifier, "model", "module"),
+        (TRADESClassifier, "seed", "random_state"),
+    ],
+)
+def test_words_of_other_libraries(cls, name, meant):
+    assert message(cls, name).endswith(f"'{name}'. Did you mean '{meant}'?")
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (robustsk.FGSM, "steps"),
+        (robustsk.HopSkipJump, "steps"),
+        (TRADESClassifier, "projection__bias"),
+        (robustsk.StaticEnsembleATClassifier, "n_member"),
+    ],
+)
+def test_no_hint_where_nothing_is_alike(cls, name):
+    # a few letters in common with a short or a nested name are a coincidence
+    assert message(cls, name) == f"{cls.__name__} has no parameter '{name}'."
+
+
+def test_a_parameter_may_have_the_name_of_what_the_base_refuses():
+    class Own(PGD):
+        def __init__(self, estimator=None, *, unknown=4, **common):
+            super().__init__(estimator, **common)
+            self.unknown = unknown
+
+    assert clone(Own(unknown=2)).unknown == 2
+
+
 @pytest.mark.parametrize("cls", DEFENSES)
 def test_a_parameter_of_the_adversary(cls):
     for name in cls().default_adversary().get_params(deep=False):

@@ -57,6 +57,12 @@ class PGDParameters(GradientParameters, total=False):
     n_restarts: int
 
 
+class BlackBoxParameters(AttackParameters, total=False):
+    """What attacks take that only ask, but for those with a `max_queries` of their own."""
+
+    max_queries: int
+
+
 class DecisionParametersButNorm(AttackParametersButNorm, total=False):
     """What attacks take that see labels only, but for the norm and the number of queries."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class TrainingLoop:
 
     # skorch keeps its run-time state in attributes; as class defaults they leave
     # `__init__` with nothing to set but parameters, as scikit-learn demands
-    history_ = None
+    history_: Any = None
     initialized_ = False
     virtual_params_ = {}
     _modules = ["module"]

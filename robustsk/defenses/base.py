@@ -226,11 +226,11 @@ class BaseDefense(
         """
         raise NotImplementedError(f"{type(self).__name__} must define training_loss.")
 
-    def attack_objective(self):
+    def attack_objective(self) -> str | Callable | None:
         """Return what the inner maximisation ascends; None leaves it to the adversary."""
         return
 
-    def default_adversary(self):
+    def default_adversary(self) -> BaseAttack:
         """Return the adversary that is used where none is given."""
         return PGD()
 
@@ -265,7 +265,7 @@ class BaseDefense(
         head = self._head()
         return module if head is None else head.attach(module)
 
-    def craft(self, x, y):
+    def craft(self, x: torch.Tensor, y: torch.Tensor) -> Any:
         """Return the adversarial counterpart of a training batch.
 
         Parameters

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 from scipy.stats import chisquare
@@ -84,6 +86,10 @@ class HardClassPairAnalysis:
 
     def __init__(self, **results):
         vars(self).update(results)
+
+    if TYPE_CHECKING:  # what `results` are
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @classmethod
     def from_estimator(cls, estimator, X, y, attack=None):

@@ -63,5 +63,8 @@ else:
             return getattr(sys.modules[__name__.partition(".")[0]], name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+    def __dir__():
+        return sorted([*globals(), *_IN_EVALUATION])
+
 
 _export_all(globals())

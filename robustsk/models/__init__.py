@@ -12,6 +12,9 @@ and :func:`forward_with_features` work on any module that ends in a linear layer
 """
 
 from .._shared import export_all as _export_all
+from ._residual import PreActResNet as PreActResNet
+from ._residual import ResNet as ResNet
+from ._residual import WideResNet as WideResNet
 from .base import BaseNetwork as BaseNetwork
 from .base import Normalize as Normalize
 from .cnn import CCENet as CCENet
@@ -37,15 +40,12 @@ from .registry import MODELS as MODELS
 from .registry import get_model as get_model
 from .registry import list_models as list_models
 from .registry import make_module as make_module
-from .resnet import PreActResNet as PreActResNet
-from .resnet import ResNet as ResNet
-from .resnet import WideResNet as WideResNet
-from .resnet_configurations import preact_resnet18 as preact_resnet18
-from .resnet_configurations import resnet18 as resnet18
-from .resnet_configurations import resnet20 as resnet20
-from .resnet_configurations import resnet34 as resnet34
-from .resnet_configurations import resnet50 as resnet50
-from .resnet_configurations import wide_resnet_28_10 as wide_resnet_28_10
-from .resnet_configurations import wide_resnet_34_10 as wide_resnet_34_10
+from .resnet import preact_resnet18 as preact_resnet18
+from .resnet import resnet18 as resnet18
+from .resnet import resnet20 as resnet20
+from .resnet import resnet34 as resnet34
+from .resnet import resnet50 as resnet50
+from .resnet import wide_resnet_28_10 as wide_resnet_28_10
+from .resnet import wide_resnet_34_10 as wide_resnet_34_10
 
 _export_all(globals())

@@ -16,7 +16,7 @@ from .._validation import check_positive_int
 from .base import check_input_shape
 from .cnn import ConvNet2, SmallCNN, cce_cifar10, cce_cifar100, cce_mnist
 from .mlp import MLP
-from .resnet_configurations import (
+from .resnet import (
     preact_resnet18,
     resnet18,
     resnet20,

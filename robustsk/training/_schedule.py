@@ -28,7 +28,7 @@ def at_epoch(schedule: Any, epoch: int, name: str = "schedule") -> Any:
 
     Examples
     --------
-    >>> from robustsk.defenses._schedule import at_epoch
+    >>> from robustsk.training._schedule import at_epoch
     >>> [at_epoch([(0, 0), (2, 1), (4, 5)], epoch) for epoch in range(6)]
     [0, 0, 1, 1, 5, 5]
     >>> at_epoch(3, epoch=7)

@@ -5,8 +5,18 @@ import pickle
 import re
 
 import pytest
+from code_paths import one_per_code_path
 from numpy.testing import assert_array_equal
-from promises import ATTACKS, CHEAPEST, default_norm, every_attack, every_norm, make, scaled
+from promises import (
+    ATTACKS,
+    CHEAPEST,
+    DOORS,
+    default_norm,
+    every_attack,
+    every_norm,
+    make,
+    scaled,
+)
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import estimator_checks_generator, parametrize_with_checks
@@ -77,12 +87,36 @@ def test_every_parameter_is_documented(cls):
 
 
 BY_DEFAULT = [make(cls, settings=CHEAPEST) for cls in ATTACKS]
+#: Checks that run an attack often, for what the promises of all attacks are about as well. The
+#: default run has them for one class of each code path.
+REPEATED = {
+    "check_estimators_dtypes",
+    "check_estimators_pickle",
+    "check_methods_subset_invariance",
+    "check_pipeline_consistency",
+    "check_transformer_data_not_an_array",
+    "check_transformer_general",
+    "check_transformer_preserve_dtypes",
+}
 IN_OTHER_NORMS = [
     make(cls, norm=norm) for cls in ATTACKS for norm in cls.supported_norms if norm != cls().norm
 ]
 
 
-@parametrize_with_checks(BY_DEFAULT)
+def each_check():
+    """Return each attack with each check."""
+    pairs = []
+    paths = one_per_code_path(ATTACKS, "transform", *DOORS)
+    for attack, path in zip(BY_DEFAULT, paths, strict=True):
+        for estimator, check in estimator_checks_generator(attack):
+            name = check.func.__name__
+            marks = path.marks if name in REPEATED else ()
+            label = "-".join([path.id, name, *check.keywords])
+            pairs.append(pytest.param(estimator, check, id=label, marks=marks))
+    return pairs
+
+
+@pytest.mark.parametrize(("estimator", "check"), each_check())
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 

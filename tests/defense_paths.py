@@ -26,8 +26,9 @@ NETWORK = (
 )  # fmt: skip
 #: What a call of `fit` runs through until the loss, and what it keeps.
 TRAINING = (
-    "_train", "_session", "_seeded", "_receive", "_take_step", "train_step", "train_step_single",
-    "infer", "get_loss", "get_iterator", "_steps_per_batch", "_give_up",
+    "_train", "_session", "_begin_anew", "_new_generator", "_receive", "_take_step", "train_step",
+    "train_step_single", "run_single_epoch", "infer", "get_loss", "get_iterator",
+    "get_split_datasets", "_steps_per_batch", "_give_up",
 )  # fmt: skip
 #: What is called at the hooks of skorch.
 CALLBACKS = ("_default_callbacks",)
@@ -38,8 +39,8 @@ PARAMETERS = (
 )  # fmt: skip
 #: What answers when the training is over.
 PREDICTION = (
-    "_outputs", "predict", "predict_proba", "decision_function", "score_adversarial",
-    "default_attack", "classes_", "__robustsk_victim__", "_victim",
+    "_outputs", "forward_iter", "predict", "predict_proba", "decision_function",
+    "score_adversarial", "default_attack", "classes_", "__robustsk_victim__", "_victim",
 )  # fmt: skip
 #: What a saved defence consists of.
 SAVING = ("__getstate__", "__setstate__", "load_params", "cuda_dependent_attributes_")

@@ -175,7 +175,7 @@ class NestedParameters:
         acting = ("module", "criterion", "optimizer", "lr", "callbacks", "compile")
         if self.initialized_:
             rest = {k: params.pop(k) for k in list(params) if k.split("__")[0] in acting}
-            with self._seeded() if rest.keys() - {"lr"} else nullcontext():
+            with self._new_generator().in_use() if rest.keys() - {"lr"} else nullcontext():
                 super().set_params(**rest)
         valid = self._signature_names()
         for key, value in params.items():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import (
     check_array,
@@ -21,7 +20,7 @@ from ..attacks import PGD, BaseAttack
 from ..metrics import score_adversarial
 from ..models import get_classifier
 from ..victims import Victim
-from ..victims.victim import get_members
+from ..victims.engine import get_members
 
 
 class Prediction:
@@ -38,10 +37,7 @@ class Prediction:
             )
             check_sample_shape(X.shape[1:], getattr(self, "_sample_shape", X.shape[1:]), self)
         check_not_empty(X)
-        # a DataLoader draws a seed from the global generator even if it does not shuffle
-        with torch.random.fork_rng(devices=[]):
-            batches = [b.double().numpy() for b in self.forward_iter(X, device="cpu")]
-        return np.concatenate(batches)
+        return np.concatenate([b.double().numpy() for b in self.forward_iter(X, device="cpu")])
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the predicted labels.

@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
-from torch.utils.data import IterableDataset, Subset
+from skorch.utils import to_device
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from .._containers import is_dataset
+from .._generator import GeneratorState
+from .._interrupts import uninterrupted
 from .._shared import temporarily
 from ..training._data import Crafted, Samples, collate
-from ..training._weights import copy_of_state
+from ..training._weights import copy_of_state, put_state
 from ..victims import Victim
 from ..victims.engine import lay_out
 from ..victims.victim import two_logits
@@ -45,7 +49,9 @@ class TrainingLoop:
     _in_fit = False
     _shape_checked = False
     #: What is needed during training only.
-    _of_a_session = ("_victims", "_clean", "_last_good", "_candidate", "_batch_weight")
+    _of_a_session = (
+        "_victims", "_run", "_clean", "_last_good", "_candidate", "_batch_weight", "_generator",
+    )  # fmt: skip
     #: Optimisation steps that are taken on each batch.
     _steps_per_batch = 1
     head_ = None
@@ -57,6 +63,8 @@ class TrainingLoop:
     _batch_weight = None
     _clean = None
     _victims = None
+    _run = None
+    _generator = None
     _last_good = None
     _candidate = None
 
@@ -78,8 +86,8 @@ class TrainingLoop:
             self.input_shape_ = tuple(int(s) for s in np.atleast_1d(self.input_shape))
         if not self._in_fit:  # where it is there already
             self.adversary_ = self._adversary()
-        context = nullcontext() if self._in_fit else self._seeded()
-        with context, self._concrete_device():
+        own = self._new_generator() if self._generator is None else self._generator
+        with own.in_use(), self._concrete_device():
             super().initialize()
         return self
 
@@ -128,6 +136,11 @@ class TrainingLoop:
             base = base.dataset
         return X if isinstance(base, Samples) else Samples(X, y)
 
+    def get_split_datasets(self, X, y=None, **fit_params):
+        """Return the data for training and validation; called by skorch."""
+        with self._drawing():
+            return super().get_split_datasets(X, y, **fit_params)
+
     def get_iterator(self, dataset, training=False):
         """Return the batches of a Dataset; called by skorch."""
         prefix = "iterator_train" if training else "iterator_valid"
@@ -135,16 +148,61 @@ class TrainingLoop:
         added = {}
         if "collate_fn" not in params:
             added["collate_fn"] = collate
+        ordered = {"shuffle", "sampler", "batch_sampler"} & params.keys()
         if training and self._in_fit and not isinstance(dataset, IterableDataset):
-            if not {"shuffle", "sampler", "batch_sampler"} & params.keys():
+            if not ordered:
                 added["shuffle"] = True
             size = params.get("batch_size", self.batch_size)
             if "drop_last" not in params and 1 < size < len(dataset) and len(dataset) % size == 1:
                 # batch normalisation cannot be trained on a single sample
                 added["drop_last"] = True
+        if (
+            not training
+            and not self._in_fit
+            and not ordered
+            and "generator" not in params
+            and self.iterator_valid is DataLoader
+            and _holds_arrays(dataset)
+        ):
+            # it draws a seed even if it does not shuffle
+            added["generator"] = torch.Generator()
         added = {f"{prefix}__{k}": v for k, v in added.items()}
-        with temporarily(self, **added):
+        with temporarily(self, **added), self._drawing() if training else nullcontext():
             return super().get_iterator(dataset, training=training)
+
+    def _batches(self, dataset, training=False):
+        """Yield the batches of a Dataset without moving any generator."""
+        iterator = self.get_iterator(dataset, training=training)
+        if getattr(iterator, "generator", None) is not None:
+            return iterator
+        return self._side_generator().draw(iterator)
+
+    def _side_generator(self):
+        """Return a generator that begins as the present one and leaves that where it is."""
+        if self._generator is not None:
+            return self._generator.copy()
+        return GeneratorState.present(self._device() or resolve_device("auto"))
+
+    def forward_iter(self, X, training=False, device="cpu"):
+        """Yield what the network returns for each batch; called by skorch."""
+        for batch in self._batches(self.get_dataset(X), training):
+            yield to_device(self.evaluation_step(batch, training=training), device=device)
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
+        """Train or validate on all batches; called by skorch.
+
+        Random numbers are those of this training while a batch is fetched and while it is used,
+        but not in callbacks, which may wait for threads that draw too.
+        """
+        own, step = self._generator, step_fn
+        if own is not None and iterator is not None:
+            iterator = own.draw(iterator)
+
+            def step(batch, **params):
+                with own.in_use() as interruptible, interruptible():
+                    return step_fn(batch, **params)
+
+        super().run_single_epoch(iterator, training, prefix, step, **fit_params)
 
     def train_step(self, batch, **fit_params):
         """Craft the adversarial batch and take one optimisation step.
@@ -173,10 +231,11 @@ class TrainingLoop:
     def _take_step(self, crafted, **fit_params):
         """Take one optimisation step on a crafted batch."""
         step = super().train_step
-        if self.weight_perturbation_ is None:
-            return step((crafted, crafted.y), **fit_params)
-        with self.weight_perturbation_.applied(self, crafted) as crafted:
-            return step((crafted, crafted.y), **fit_params)
+        with uninterrupted():
+            if self.weight_perturbation_ is None:
+                return step((crafted, crafted.y), **fit_params)
+            with self.weight_perturbation_.applied(self, crafted) as crafted:
+                return step((crafted, crafted.y), **fit_params)
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients; skorch's own step, reporting the logits."""
@@ -222,7 +281,7 @@ class TrainingLoop:
         batch = len(self.history_[-1]["batches"])
         good = self._candidate if self._last_good is None else self._last_good
         for name, weights in (good or {}).items():
-            getattr(self, name).load_state_dict(weights)
+            put_state(getattr(self, name), weights)
         raise FloatingPointError(
             f"The training loss is {value} in epoch {epoch}, batch {batch}. Training has stopped "
             "and the weights of the last good epoch are in place, so that the model can be used. "
@@ -247,8 +306,7 @@ class TrainingLoop:
     def _lay_out(self, x):
         """Return `x` in the layout in which the network is fastest; once, see which it is."""
         if self._channels_last is None:
-            with Victim(self.module_).frozen():
-                self._channels_last = x.ndim == 4 and lay_out(self.module_, x)
+            self._channels_last = x.ndim == 4 and lay_out(self.module_, x)
         return x.contiguous(memory_format=torch.channels_last) if self._channels_last else x
 
     def _may_share_clean(self, x):
@@ -297,6 +355,13 @@ class TrainingLoop:
             vars(self)["device"] = device
 
 
+def _holds_arrays(dataset):
+    """Return whether nothing of the user's runs where samples are fetched."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, Samples) and not is_dataset(dataset.X)
+
+
 def _is_the_same_in_training(module, x):
     """Return whether a network computes the same in training and in evaluation mode.
 
@@ -305,8 +370,12 @@ def _is_the_same_in_training(module, x):
     if next(module.buffers(), None) is not None:
         return False
     devices = [x.device] if x.is_cuda else []
-    with Victim(module).frozen(), torch.random.fork_rng(devices=devices), torch.no_grad():
-        first, second = (two_logits(module.train(mode)(x)) for mode in (False, True))
+    with Victim(module).frozen() as seen:
+        replica = seen.module
+        if replica is module:
+            return False
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            first, second = (two_logits(replica.train(mode)(x)) for mode in (False, True))
     return torch.equal(first, second)
 
 

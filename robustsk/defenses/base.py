@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from operator import is_
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
@@ -22,6 +23,8 @@ from skorch import NeuralNet, NeuralNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .._generator import GeneratorState
+from .._interrupts import uninterrupted
 from .._shared import SharedParameters
 from ..attacks import PGD, BaseAttack
 from ..attacks.objectives import resolve_objective
@@ -334,8 +337,8 @@ class BaseDefense(
         victim = self._victim_in_training(module)
         rows = self._rows(x)
         if not self._shape_checked:
-            with victim.frozen(), torch.no_grad():
-                self._check_logits(victim(rows), x)
+            with victim.frozen() as seen, torch.no_grad():
+                self._check_logits(seen(rows), x)
         objective = self.attack_objective() if objective is None else objective
         clean = None
         if (
@@ -346,17 +349,17 @@ class BaseDefense(
             clean = self.logits(x)
             self._clean = x, clean
         x_adv, info = adversary.perturb(
-            victim,
+            self._prepared(adversary, victim, tuple(rows.shape[1:])),
             rows,
             y,
             objective,
-            bounds=victim.bounds,
             seed=int(self._rng.randint(np.iinfo(np.int32).max)),
             clean_logits=None if clean is None else clean.detach(),
             return_info=True,
         )
         if adversary is self.adversary_ and hasattr(adversary, "observe"):
-            adversary.observe(rows, x_adv, self.batch_weight)
+            with uninterrupted():
+                adversary.observe(rows, x_adv, self.batch_weight)
         x_adv = x_adv.reshape(x.shape)
         return (x_adv, info) if return_info else x_adv
 
@@ -366,6 +369,15 @@ class BaseDefense(
         if module not in known:
             known[module] = self._victim(module, self.classes_inferred_)
         return known[module]
+
+    def _prepared(self, adversary, victim, sample_shape):
+        """Return what is settled before an adversary starts, until its parameters change."""
+        said = [victim, *_said_by(adversary)]
+        before, prepared = self._run or ([], None)
+        if len(before) != len(said) or not all(map(is_, before, said)):
+            prepared = adversary.prepare(victim, sample_shape, bounds=victim.bounds)
+            self._run = said, prepared
+        return prepared
 
     def _rows(self, x):
         """Return a batch in the shape of the user's data, to which eps, mask and clip belong."""
@@ -527,38 +539,59 @@ class BaseDefense(
         return self._train(samples, fresh)
 
     def _train(self, samples, fresh):
-        with self._session(fresh):
+        with self._session(fresh) as interruptible, interruptible():
             if fresh:
-                self.initialize()
+                self._begin_anew()
             NeuralNet.partial_fit(self, samples, samples.y)
         return self
 
-    @contextmanager
-    def _session(self, fresh):
-        """All that holds during training only."""
-        if fresh or not hasattr(self, "_rng"):
-            self._rng = check_random_state(self.random_state)
-        self._in_fit = True
-        self._victims = {}
+    def _begin_anew(self):
+        """Initialize within a training; mixins of skorch replace `initialize` itself."""
         try:
-            with self._seeded():
-                yield
-        finally:
-            self._in_fit = False
-            self._step_logits = None
-            for name in self._of_a_session:
-                vars(self).pop(name, None)
-            if self.initialized_:
-                self._set_training(False)
+            with self._drawing() as interruptible, interruptible():
+                self.initialize()
+        except BaseException:
+            # some of it may be new and the rest of a training before
+            self.initialized_ = False
+            raise
 
     @contextmanager
-    def _seeded(self):
-        """Run with a generator of our own and leave the global one untouched."""
+    def _session(self, fresh):
+        """All that holds during training only; yields what is not to be interrupted without."""
+        if fresh or not hasattr(self, "_rng"):
+            self._rng = check_random_state(self.random_state)
+        # an interrupt on the way out of no_grad would leave gradients off
+        gradients = torch.set_grad_enabled(torch.is_grad_enabled())
+        with uninterrupted() as interruptible, gradients:
+            self._in_fit = True
+            self._victims = {}
+            try:
+                self._generator = self._new_generator()
+                yield interruptible
+            finally:
+                self._in_fit = False
+                self._step_logits = None
+                for name in self._of_a_session:
+                    vars(self).pop(name, None)
+                if self.initialized_:
+                    self._set_training(False)
+
+    def _new_generator(self):
         # device=None leaves placement to something else, accelerate for instance
-        device = torch.device(self._device() or resolve_device("auto"))
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(int(self._rng.randint(np.iinfo(np.int32).max)))
-            yield
+        device = self._device() or resolve_device("auto")
+        return GeneratorState(int(self._rng.randint(np.iinfo(np.int32).max)), device)
+
+    def _drawing(self):
+        """Return the context in which the random numbers are those of this training."""
+        return nullcontext(nullcontext) if self._generator is None else self._generator.in_use()
 
     def __repr__(self, *args, **kwargs):
         return BaseEstimator.__repr__(self, *args, **kwargs)
+
+
+def _said_by(attack):
+    """Yield everything that an attack and the attacks in it have as attributes."""
+    for value in vars(attack).values():
+        yield value
+        if isinstance(value, BaseAttack):
+            yield from _said_by(value)

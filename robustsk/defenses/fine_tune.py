@@ -15,7 +15,7 @@ from ..attacks import DRA, PGD
 from ..attacks.gradient.dra import DEFAULT_MEAN
 from ..attacks.threat import check_eps, check_norm
 from ..training._data import Crafted
-from ..training._weights import copy_of_state
+from ..training._weights import copy_of_state, put_state
 from .base import BaseDefense
 from .standard import standard_version
 
@@ -245,9 +245,9 @@ class AdversarialFineTuneClassifier(BaseDefense):
 
     def _train(self, samples, fresh):
         self._check_params()
-        with self._session(fresh):
+        with self._session(fresh) as interruptible, interruptible():
             if fresh:
-                self.initialize()
+                self._begin_anew()
                 self.lam_ = float(self.lam)
                 if not self._train_standard(samples):
                     return self
@@ -264,7 +264,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
         if self.standard_epochs:
             standard = self._standard_classifier()
             standard.fit(samples.X, samples.y, samples.weight)
-            self.module_.load_state_dict(standard.module_.state_dict())
+            put_state(self.module_, standard.module_.state_dict())
             self.standard_history_ = history = standard.history_
             # callbacks may end a training between epochs, a user does it in the midst of one
             finished = not history or "train_batch_count" in history[-1]
@@ -291,9 +291,10 @@ class AdversarialFineTuneClassifier(BaseDefense):
     def _clean_loss(self, samples):
         """Return the mean loss on clean data in evaluation mode."""
         total, count = 0.0, 0
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            self._set_training(False)
-            for features, y in self.get_iterator(samples, training=False):
+        self._set_training(False)
+        own = self._side_generator()
+        for features, y in own.draw(self.get_iterator(samples, training=False)):
+            with own.in_use() as interruptible, interruptible(), torch.no_grad():
                 logits = self.infer(features)
                 total += self.criterion_(logits, y.to(logits.device)).double().sum()
                 count += len(y)

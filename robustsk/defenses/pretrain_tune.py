@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.model_selection import train_test_split
@@ -20,10 +19,12 @@ from torch import nn
 from torch.utils.data import Subset
 
 from .._containers import dataset_labels, is_dataset, sample_of
+from .._generator import GeneratorState
+from .._interrupts import uninterrupted
 from .._validation import check_labels
 from ..attacks import BaseAttack
 from ..models import CosineLinear, get_classifier, replace_classifier
-from ..training._weights import copy_of_state
+from ..training._weights import copy_of_state, put
 from .base import BaseDefense
 from .pgd_at import PGDATClassifier
 
@@ -298,10 +299,12 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         last = [("snapshots", keep)] if self.keep_snapshots else []
         # callbacks, because the tuner builds its network and its optimizer itself
         tuner.set_params(callbacks=[("start", start), *listed, *last])
-        try:
-            tuner.fit(X, y)
-        finally:
-            start.release()
+        with uninterrupted() as interruptible:
+            try:
+                with interruptible():
+                    tuner.fit(X, y)
+            finally:
+                start.release()
         vars(tuner)["callbacks"] = callbacks
         tuner.callbacks_ = [(k, cb) for k, cb in tuner.callbacks_ if cb not in (start, keep)]
         return keep.states
@@ -405,10 +408,10 @@ class _Start(Callback):
         module = net.module_
         if self.state is not None:
             present = module.state_dict()
-            with torch.no_grad():
-                for name, value in self.state.items():
-                    if name in present and present[name].shape == value.shape:
-                        present[name].copy_(value)
+            names = [
+                k for k, v in self.state.items() if k in present and present[k].shape == v.shape
+            ]
+            put([present[k] for k in names], [self.state[k] for k in names])
         tuned = _tuned(module, self.layers)
         self.module_, self.hooks_ = module, []
         if tuned is None:
@@ -485,8 +488,7 @@ def _tuned(module, layers):
 def _with_new_head(network, n_classes, random_state):
     """Return a network whose last layer is made anew, for another number of classes."""
     seed = int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with GeneratorState(seed).in_use():
         for _, member in _members(network):
             _, old = get_classifier(member)
 

@@ -188,9 +188,8 @@ class RobustSelfTrainingClassifier(TRADESClassifier):
                 labelled.X, self.classes_inferred_[labelled.y], labelled.weight
             )
         y = samples.y.copy()
-        with torch.random.fork_rng(devices=[]):
-            batches = labeller.forward_iter(_take(samples, rows), device="cpu")
-            y[rows] = np.concatenate([b.double().argmax(1).numpy() for b in batches])
+        batches = labeller.forward_iter(_take(samples, rows), device="cpu")
+        y[rows] = np.concatenate([b.double().argmax(1).numpy() for b in batches])
         return Samples(samples.X, y, samples.weight)
 
     def _labeller(self, ratio):

@@ -14,6 +14,7 @@ from ..attacks import BaseAttack
 from ..attacks.noise import Stream
 from ..losses import contrastive_selection
 from ..models import get_classifier
+from ..training._weights import put
 from .ascl import build_projection, check_contrast, contrast, sample_ids
 from .base import BaseDefense
 
@@ -140,7 +141,7 @@ class SupervisedContrastiveClassifier(BaseDefense):
     def _train(self, samples, fresh):
         super()._train(samples, fresh)
         if self.probe_steps and len(self.history_):
-            with self._session(fresh=False):
+            with self._session(fresh=False) as interruptible, interruptible():
                 self._fit_probe(samples)
         return self
 
@@ -191,21 +192,25 @@ class SupervisedContrastiveClassifier(BaseDefense):
             return loss
 
         self._set_training(False)
-        optimizer.step(closure)
-        optimizer.zero_grad()
+        try:
+            with self._drawing() as interruptible, interruptible():
+                optimizer.step(closure)
+            optimizer.zero_grad()
+        except BaseException:
+            put(learnt, before)
+            raise
         if not all(torch.isfinite(p).all() for p in learnt):
-            with torch.no_grad():
-                for p, old in zip(learnt, before, strict=True):
-                    p.copy_(old)
+            put(learnt, before)
 
     @torch.no_grad()
     def _represent(self, samples):
         """Return representations, labels and shares of all samples, on the device."""
         self._set_training(False)
         parts = []
-        for batch in self.get_iterator(samples, training=False):
-            x, y, weight = self._receive(batch)
-            z = self.logits_and_features(x)[1]
+        for batch in self._generator.draw(self.get_iterator(samples, training=False)):
+            with self._drawing() as interruptible, interruptible():
+                x, y, weight = self._receive(batch)
+                z = self.logits_and_features(x)[1]
             parts.append((z, y, z.new_ones(len(z)) if weight is None else weight))
         z, y, weight = (torch.cat(part) for part in zip(*parts, strict=True))
         return z, y, weight / weight.sum()

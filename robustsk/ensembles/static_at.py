@@ -129,9 +129,9 @@ class StaticEnsembleATClassifier(BaseDefense):
         if given is not None and not isinstance(given, (list, tuple)):
             raise TypeError(f"sources must be None or a list of fitted classifiers, got {given!r}.")
         self._attacked = None
-        with self._session(fresh):
+        with self._session(fresh) as interruptible, interruptible():
             if fresh:
-                self.initialize()
+                self._begin_anew()
                 self._turn = 0
             if fresh or self.sources_ is None:
                 self.sources_ = [] if given is None else list(given)
@@ -143,10 +143,12 @@ class StaticEnsembleATClassifier(BaseDefense):
     def _train_sources(self, samples):
         """Train the static models; return whether that came to its end."""
         for i in range(N_SOURCES):
+            with self._drawing():
+                module = another_start(self.module) if i else self.module
             # what the data are said to be must not be guessed anew from encoded ones
             source = standard_version(
                 self,
-                module=another_start(self.module) if i else self.module,
+                module=module,
                 adversary=PGD(eps=0, clip=None),
                 classes=np.arange(len(self.classes_inferred_)),
                 max_epochs=self.source_epochs,

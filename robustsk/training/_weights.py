@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .._interrupts import uninterrupted
+
 
 def copy_of_state(module, device=None):
     """Return a copy of the state of a module, for ``module.load_state_dict``.
@@ -25,5 +27,12 @@ def copy_of_state(module, device=None):
 @torch.no_grad()
 def put(tensors, values):
     """Give tensors other values, in place."""
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
+    with uninterrupted():
+        for tensor, value in zip(tensors, values, strict=True):
+            tensor.copy_(value)
+
+
+def put_state(module, state):
+    """Give a module a state from :func:`copy_of_state`."""
+    with uninterrupted():
+        module.load_state_dict(state)

@@ -8,6 +8,7 @@ import torch
 from skorch.callbacks import Callback
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from .._interrupts import uninterrupted
 from .._validation import check_choice
 from ._data import Crafted
 from ._weights import put
@@ -143,29 +144,39 @@ class WeightAveraging(Callback):
     @torch.no_grad()
     def _update(self, net):
         weights = [p.detach() for p in _parameters(net)]
-        if self.average_ is None:
-            self.average_ = [w.clone() for w in weights]
-        elif self.kind == "ema":
-            d = self.n_averaged_
-            get_ema_multi_avg_fn(min(self.decay, (1 + d) / (10 + d)))(self.average_, weights, d)
-        else:
-            get_swa_multi_avg_fn()(self.average_, weights, self.n_averaged_)
-        self.n_averaged_ += 1
+        with uninterrupted():
+            if self.average_ is None:
+                self.average_ = [w.clone() for w in weights]
+            elif self.kind == "ema":
+                d = self.n_averaged_
+                get_ema_multi_avg_fn(min(self.decay, (1 + d) / (10 + d)))(self.average_, weights, d)
+            else:
+                get_swa_multi_avg_fn()(self.average_, weights, self.n_averaged_)
+            self.n_averaged_ += 1
 
     def _show_average(self, net):
         """Replace the raw weights by the average."""
         if self.average_ is None or self.raw_ is not None:
             return
         weights, buffers = _parameters(net), list(net.module_.buffers())
-        self.raw_ = [t.detach().clone() for t in (*weights, *buffers)]
-        put(weights, self.average_)
-        if self.batch_norm == "recompute" and self.dataset_ is not None:
-            _recompute_statistics(net, self.dataset_)
+        with uninterrupted() as interruptible:
+            self.raw_ = [t.detach().clone() for t in (*weights, *buffers)]
+            put(weights, self.average_)
+            if self.batch_norm == "copy" or self.dataset_ is None:
+                return
+            try:
+                with interruptible():
+                    _recompute_statistics(net, self.dataset_)
+            except BaseException:
+                # rather those of the raw weights than those of a few batches
+                put(buffers, self.raw_[len(weights) :])
+                raise
 
     def _show_raw(self, net):
         if self.raw_ is not None:
-            put([*_parameters(net), *net.module_.buffers()], self.raw_)
-            self.raw_ = None
+            with uninterrupted():
+                put([*_parameters(net), *net.module_.buffers()], self.raw_)
+                self.raw_ = None
 
 
 def _parameters(net):
@@ -188,20 +199,27 @@ def _recompute_statistics(net, dataset):
     if not norms:
         return
     momenta = [m.momentum for m in norms]
-    device = next(net.module_.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with uninterrupted() as interruptible:
         for m in norms:
             m.reset_running_stats()
             m.momentum = None  # the mean over all batches
         try:
-            for batch in net.get_iterator(dataset, training=True):
-                x, y, weight = net._receive(batch)
-                crafted = Crafted(x, net.craft(x, y), y, weight)
-                net._set_training(True)
-                with torch.no_grad():
-                    net.infer(crafted)
+            with interruptible():
+                _show_batches(net, dataset)
         finally:
             for m, momentum in zip(norms, momenta, strict=True):
                 m.momentum = momentum
             net._clean = None
             net._set_training(False)
+
+
+def _show_batches(net, dataset):
+    """Take a network through a training epoch without any steps."""
+    own = net._side_generator()
+    for batch in own.draw(net.get_iterator(dataset, training=True)):
+        with own.in_use() as interruptible, interruptible():
+            x, y, weight = net._receive(batch)
+            crafted = Crafted(x, net.craft(x, y), y, weight)
+            net._set_training(True)
+            with torch.no_grad():
+                net.infer(crafted)

@@ -6,7 +6,7 @@ import numbers
 
 from skorch.callbacks import Callback
 
-from ._weights import copy_of_state
+from ._weights import copy_of_state, put_state
 from .averaging import WeightAveraging
 from .callbacks import AdversarialScoring
 
@@ -124,5 +124,5 @@ class RobustEarlyStopping(Callback):
     def on_train_end(self, net, X=None, y=None, **kwargs):
         """Put the weights of the best epoch in place."""
         if self.best_state_ is not None:
-            net.module_.load_state_dict(self.best_state_)
+            put_state(net.module_, self.best_state_)
         self.best_state_ = self.scoring_ = None

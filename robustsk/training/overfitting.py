@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from .._validation import check_count
 from ..attacks import PGD
 from ..attacks.base import check_attack
-from ._weights import copy_of_state
+from ._weights import copy_of_state, put_state
 
 
 class CatastrophicOverfittingStop(Callback):
@@ -114,13 +114,10 @@ class CatastrophicOverfittingStop(Callback):
         if self._samples is None:
             n = len(dataset_train)
             rows = np.linspace(0, n - 1, min(n, self.n_samples)).astype(int)
-            iterator = net.get_iterator(Subset(dataset_train, rows.tolist()), training=False)
-            # a DataLoader draws a seed from the global generator even if it does not shuffle
-            with torch.random.fork_rng(devices=[]):
-                self._samples = [
-                    (*features, y) if isinstance(features, (tuple, list)) else (features, None, y)
-                    for features, y in iterator
-                ]
+            self._samples = [
+                (*features, y) if isinstance(features, (tuple, list)) else (features, None, y)
+                for features, y in net._batches(Subset(dataset_train, rows.tolist()))
+            ]
 
     def on_batch_end(self, net, batch=None, training=False, **kwargs):
         """Look, if it is time."""
@@ -149,7 +146,7 @@ class CatastrophicOverfittingStop(Callback):
         elif accuracy < self.best_ - self.threshold:
             self.fired_ = True
             net.history.record("catastrophic_overfitting", True)
-            net.module_.load_state_dict(self._weights)
+            put_state(net.module_, self._weights)
             warnings.warn(
                 f"Training has stopped in epoch {len(net.history)} because the accuracy under "
                 f"attack fell from {self.best_:.2f} to {accuracy:.2f} (catastrophic "
@@ -174,8 +171,8 @@ class CatastrophicOverfittingStop(Callback):
             y = y.to(rows.device)
             weight = torch.ones(len(y)) if weight is None else weight
             z = attack.perturb(victim, rows, y, bounds=victim.bounds, seed=0, keep="first")
-            with victim.frozen(), torch.no_grad():
-                correct = (victim(z).argmax(1) == y).cpu()
+            with victim.frozen() as seen, torch.no_grad():
+                correct = (seen(z).argmax(1) == y).cpu()
             right += float((weight.cpu() * correct).sum())
             total += float(weight.sum())
         return right / total

@@ -1,0 +1,60 @@
+"""What must not be left half done by an interrupt."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+
+@contextmanager
+def uninterrupted():
+    """Put an interrupt (SIGINT, Ctrl-C) that arrives in a block off until its end.
+
+    The handler that there was is then called, once, however many have arrived. Other threads than
+    the main one are never interrupted, and a signal without a handler in Python is left alone.
+
+    Yields
+    ------
+    callable
+        It returns a context in which interrupts do arrive. In the block around it an end can be
+        put to what they break off: there, the clause `finally` is run to its end.
+    """
+    handler = None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):  # nobody's, ignored, or the end of the process
+        yield nullcontext
+        return
+    noted = []
+
+    def note(*arrived):
+        noted.append(arrived)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield partial(_Interruptible, handler, note, noted)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if noted:
+            handler(*noted[0])
+
+
+class _Interruptible:
+    # no generator: one that is interrupted on its way out would be closed later, in the midst of
+    # something else
+    def __init__(self, handler, note, noted):
+        self.handler, self.note, self.noted = handler, note, noted
+
+    def __enter__(self):
+        signal.signal(signal.SIGINT, self.handler)
+        try:
+            if self.noted:
+                self.handler(*self.noted.pop())
+        except BaseException:
+            signal.signal(signal.SIGINT, self.note)
+            raise
+
+    def __exit__(self, *error):
+        signal.signal(signal.SIGINT, self.note)

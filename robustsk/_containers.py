@@ -203,6 +203,30 @@ class Batches:
 
     def __init__(self, size):
         self.first = self.size = size
+        self._told = size
+
+    def over(self, n_samples):
+        """Yield a context for one slice of rows after the other.
+
+        Entered it gives the rows. Where memory does not suffice it ends without an error, and the
+        next one is about the first half of the same rows.
+
+        Parameters
+        ----------
+        n_samples : int
+        """
+        start = 0
+        while start < n_samples:
+            attempt = _Attempt(slice(start, min(start + self.size, n_samples)))
+            yield attempt
+            if not attempt.has_failed:
+                start = attempt.rows.stop
+                continue
+            # only here has the traceback let go of what the try had allocated
+            self.size = (attempt.rows.stop - start) // 2
+            gc.collect()
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
 
     def run(self, work, n_samples):
         """Call ``work(rows)`` for one slice of rows after the other.
@@ -213,33 +237,36 @@ class Batches:
             Called again for the first half of the rows where memory did not suffice.
         n_samples : int
         """
-        start = 0
-        while start < n_samples:
-            rows = slice(start, min(start + self.size, n_samples))
-            n_rows = rows.stop - start
-            try:
+        for attempt in self.over(n_samples):
+            with attempt as rows:
                 work(rows)
-            except (RuntimeError, MemoryError) as error:
-                if n_rows == 1 or not is_out_of_memory(error):
-                    raise
-            else:
-                start = rows.stop
-                continue
-            # only here has the traceback let go of what the try had allocated
-            self.size = n_rows // 2
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
 
-    def warn(self):
-        """Tell once what has been learned."""
-        if self.size < self.first:
+    def warn(self, stacklevel=4):
+        """Tell once what has been learned; whoever has made these batches does so in the end."""
+        if self.size < self._told:
+            self._told = self.size
             warnings.warn(
                 f"Memory ran out with {self.first} samples at a time and sufficed for {self.size}. "
                 f"Set batch_size={self.size} to save the attempts that fail.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
+
+
+class _Attempt:
+    """Work on some rows, which may fail for lack of memory if it can be done in smaller parts."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.has_failed = False
+
+    def __enter__(self):
+        return self.rows
+
+    def __exit__(self, kind, error, traceback):
+        n_rows = self.rows.stop - self.rows.start
+        self.has_failed = n_rows > 1 and error is not None and is_out_of_memory(error)
+        return self.has_failed
 
 
 def is_out_of_memory(error):

@@ -65,14 +65,14 @@ def check_range(X, lower, upper):
         )
 
 
-def warn_about_units(X, eps):
+def warn_about_units(X, eps, stacklevel=4):
     """Warn where bytes meet a radius that is meant for [0, 1]."""
     if getattr(X, "dtype", None) in (np.uint8, torch.uint8) and 0 < np.max(eps) < 1:
         warnings.warn(
             f"X holds bytes (0 to 255) and eps={np.max(eps):g} is less than one of their steps: "
             "rescale the data to [0, 1] (X / 255), or give eps in units of 0 to 255.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
 
 

@@ -106,8 +106,8 @@ FAULTS = (
     ),
     Fault(
         "rounding into the ball left out",
-        "return z, settle(exact, clean, norm, eps, lower, upper)",
-        "return z, exact.to(clean.dtype)",
+        "return settle(exact, clean, self.norm, self.eps, self.lower, self.upper)",
+        "return exact.to(clean.dtype)",
         ("test_*promises*.py", "-k bit or magnitudes"),
     ),
     Fault(
@@ -167,21 +167,51 @@ FAULTS = (
     # --- victims -------------------------------------------------------------------------
     Fault(
         "victim not put into evaluation mode",
-        "m.training = False",
-        "m.training = m.training",
+        'own = {"training": batch_statistics}',
+        "own = {}",
         ("test_*promises*.py", "-k dropout"),
     ),
     Fault(
-        "statistics of batch normalisation not restored: no copy of them",
-        "{k: b.clone() for k, b in m.named_buffers()}",
-        "{k: b for k, b in m.named_buffers()}",
-        ("test_*promises*.py", "-k comes_back"),
+        "statistics of batch normalisation shared with the replica that collects its own",
+        "own[kind][name] = value.detach().clone()",
+        "own[kind][name] = value.detach()",
+        ("test_*replica.py", "-k statistics"),
     ),
     Fault(
-        "requires_grad of the parameters not restored",
-        "p.requires_grad_(True)",
-        "p.requires_grad_(p.requires_grad)",
-        ("test_*promises*.py", "-k comes_back"),
+        "the replica's modules are those of the model",
+        'own["_modules"] = {n: None if c is None else self._twin(c) for n, c in children.items()}',
+        'own["_modules"] = dict(children)',
+        ("test_*replica.py",),
+    ),
+    Fault(
+        "the replica does not follow tensors that were replaced",
+        "alias.data = now.data",
+        "pass",
+        ("test_*replica.py", "-k structure"),
+    ),
+    Fault(
+        "an object that knows its network runs the original",
+        "            raise Foreign\n        return func(*args, **kwargs)",
+        "            self.is_touched = False\n        return func(*args, **kwargs)",
+        ("test_*replica.py", "-k object"),
+    ),
+    Fault(
+        "two threads share one replica",
+        "views = self._spare.pop()",
+        "views = self._spare[-1]",
+        ("test_*threads.py", "-k share"),
+    ),
+    Fault(
+        "what is fast has the last word",
+        "rows = rows[~batch.select(rows).fooled(seen.itself(settled[rows]))]",
+        "rows = rows[~batch.select(rows).fooled(seen(settled[rows]))]",
+        ("test_*threads.py", "-k fooled", "test_*engine.py"),
+    ),
+    Fault(
+        "a network that cannot be folded after all stays folded",
+        "        seen.distrust()\n        open_[:] = True",
+        "        pass",
+        ("attacks/test_*threads.py", "-k folded"),
     ),
     Fault(
         "several victims: the classes of each in its own order",
@@ -222,9 +252,21 @@ FAULTS = (
     ),
     Fault(
         "prediction moves the global generator",
-        "it does not shuffle\n        with torch.random.fork_rng(devices=[]):",
-        "it does not shuffle\n        with torch.random.fork_rng(devices=[], enabled=False):",
-        ("defenses/test_*training.py", "-k global"),
+        "        return self._side_generator().draw(iterator)",
+        "        return iterator",
+        ("defenses/test_*threads.py", "-k dataset"),
+    ),
+    Fault(
+        "trainings in two threads draw from one another",
+        "with _lock, uninterrupted() as interruptible:",
+        "with uninterrupted() as interruptible:",
+        ("defenses/test_*threads.py",),
+    ),
+    Fault(
+        "an interrupt ends a step halfway",
+        "        with uninterrupted():\n            if self.weight_perturbation_ is None:",
+        "        with nullcontext():\n            if self.weight_perturbation_ is None:",
+        ("defenses/test_*interrupts.py",),
     ),
     Fault(
         "nested parameters dropped, adversary__eps and others",

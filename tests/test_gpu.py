@@ -1,6 +1,7 @@
 """What only a GPU can show: where models and arrays are, and that results are those of the CPU."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
+from torch import nn
 
 from robustsk import APGD, PGD, AutoAttack, SquareAttack, TRADESClassifier, score_adversarial
 from robustsk.datasets import load_digits_images
+from robustsk.victims import Victim
 
 pytestmark = pytest.mark.gpu
 
@@ -170,3 +173,101 @@ def test_low_precision_loses_little_strength(on_cpu, digits):
         for precision in (None, "bf16")
     ]
     assert abs(robust[0] - robust[1]) <= 5 / 64
+
+
+# --- replicas ------------------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of an image one after the other."""
+
+    def __init__(self, kind=nn.LSTM):
+        super().__init__()
+        self.rnn = kind(8, 16, num_layers=2, dropout=0.3, batch_first=True)
+        self.last = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.last(self.rnn(x.flatten(1, 2))[0][:, -1])
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+def test_recurrent_networks(digits, kind, training):
+    """Their gradients exist in training mode only; what is attacked has no dropout all the same."""
+    X, y = torch.tensor(digits[2]), torch.tensor(digits[3])
+    torch.manual_seed(0)
+    module = Recurrent(kind).train(training)
+    attack = PGD(eps=0.1, clip=(0, 1), n_steps=5, random_state=0)
+    expected = attack.perturb(module, X, y)
+    module = module.to(GPU)
+    found = attack.perturb(module, X.to(GPU), y.to(GPU)).cpu()
+    assert module.rnn.training is training
+    assert module.rnn.dropout == 0.3
+    # a sign that rounding decides sends a pixel another way
+    assert torch.isclose(found, expected, atol=1e-4).double().mean() > 0.9
+    with torch.no_grad():
+        logits = module.eval()(X.to(GPU))
+    assert torch.allclose(Victim(module).logits(digits[2]), logits.cpu(), atol=1e-5)
+
+
+def test_a_recurrent_network_is_trained_and_follows_its_weights(digits):
+    clf = TRADESClassifier(
+        Recurrent, adversary__eps=0.05, adversary__n_steps=3, max_epochs=3, lr=0.01, device=GPU,
+        random_state=0,
+    )  # fmt: skip
+    clf.fit(*digits[:2])
+    assert np.isfinite(clf.history_[:, "train_loss"]).all()
+    assert clf.history_[-1, "train_loss"] < clf.history_[0, "train_loss"]
+    assert 0 <= clf.score_adversarial(*digits[2:]) <= clf.score(*digits[2:])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_threads_that_attack_one_module(digits, training):
+    X, y = torch.tensor(digits[0][:256]).to(GPU), torch.tensor(digits[1][:256]).to(GPU)
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
+    ).to(GPU)  # fmt: skip
+    module(X)
+    module.train(training)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    attack = PGD(eps=0.1, clip=(0, 1), n_steps=5, random_state=0)
+    parts = [(X[k::8], y[k::8]) for k in range(8)]
+    alone = [attack.perturb(module, *part) for part in parts]
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda part: attack.perturb(module, *part), parts))
+        assert all(map(torch.equal, alone, together))
+        assert module.training is training
+        assert all(p.requires_grad for p in module.parameters())
+        assert all(torch.equal(v, before[name]) for name, v in module.state_dict().items())
+
+
+class Dropping(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10)
+        )
+
+
+def test_fits_in_threads(digits):
+    """Dropout draws from the generator of the device, which all threads share."""
+    X, y = digits[0][:200], digits[1][:200]
+
+    def fit(seed):
+        clf = TRADESClassifier(
+            Dropping, adversary__eps=0.1, adversary__n_steps=2, max_epochs=2, device=GPU,
+            random_state=seed,
+        )  # fmt: skip
+        clf.fit(X, y)
+        return [p.detach().cpu() for p in clf.module_.parameters()]
+
+    with torch.random.fork_rng(devices=[GPU]):
+        torch.manual_seed(5)
+        before = torch.get_rng_state(), torch.cuda.get_rng_state()
+        alone = [fit(seed) for seed in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(fit, range(4)))
+        assert all(all(map(torch.equal, *pair)) for pair in zip(alone, together, strict=True))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(torch.cuda.get_rng_state(), before[1])

@@ -27,14 +27,12 @@ from sklearn.utils.validation import validate_data
 
 from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
 from .._shared import SharedParameters
-from .._validation import check_count, check_labels, check_sample_shape, encode_labels, learn_bounds
+from .._validation import check_count, check_labels, check_sample_shape, learn_bounds
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
-from .batch import AttackBatch
-from .noise import SampleNoise
 from .objectives import resolve_objective
-from .run import run
-from .targeting import BY_PREDICTION, check_target, choose_target
+from .run import Prepared, perturb_prepared, prepare, run
+from .targeting import BY_PREDICTION, choose_target, encode_target
 from .threat import Ball, check_clip, check_eps, check_norm
 
 if TYPE_CHECKING:
@@ -64,8 +62,14 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     #: Whether what happens to a sample depends on the others in its batch, so that
     #: the size of the batches matters.
     couples_batch = False
+    #: Whether a run over many samples is more than one run after the other over parts of them.
+    whole_runs = False
     #: Whether the user may say which class is to be reached.
     targetable = True
+    #: Parameters by which the attack chooses classes to reach itself; None leaves it to the user.
+    target_parameters = ()
+    #: What whoever reads a report must know about the result of this attack.
+    remark = None
 
     _first_parameter_doc = """
     estimator : fitted estimator or torch.nn.Module, default=None
@@ -220,8 +224,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
         Parameters
         ----------
-        model : Victim, torch.nn.Module or fitted estimator
-            What to attack.
+        model : torch.nn.Module, fitted estimator, Victim or Prepared
+            What to attack; in training all that is settled for it, see
+            :meth:`prepare`, of which `bounds` is a part.
         x : torch.Tensor of shape (n, ...)
             Clean samples, on the device and in the dtype of the model.
         y : torch.Tensor of shape (n,), optional
@@ -259,36 +264,16 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         >>> bool((x_adv - x).abs().max() <= 0.1 + 1e-7)
         True
         """
-        self = self._resolved()
-        victim = as_victim(model, attack=type(self).__name__, access=self.access)
-        norm = check_norm(self.norm, self.supported_norms)
-        eps = self._effective_eps(norm, tuple(x.shape[1:]))
-        if len(x) == 0:
-            return (x.detach().clone(), {}) if return_info else x.detach().clone()
-        if seed is None:
-            seed = self._draw_seed()
-        if bounds is None:
-            bounds = getattr(self, "clip_bounds_", victim.bounds)
-        x = x.detach()
-        ball = self._ball(x, norm, eps, bounds)
-        with (
-            victim.frozen(self.bn_mode, self._engine()),
-            victim.precise() if self._asks_only else nullcontext(),
-        ):
-            batch = AttackBatch(
-                victim=self._see(victim, seed),
-                x=x,
-                y=y,
-                target=None,
-                ball=ball,
-                objective=self._resolve_objective(objective),
-                noise=SampleNoise(x, seed),
-                keep=keep,
-                clean_logits=clean_logits,
-            )
-            self._complete(batch)
-            result = self._attack_batch(batch).detach()
-        return (result, batch.info) if return_info else result
+        prepared = model
+        if not isinstance(model, Prepared):
+            victim = as_victim(model, attack=type(self).__name__, access=self.access)
+            if bounds is None:
+                bounds = getattr(self, "clip_bounds_", victim.bounds)
+            prepared = self.prepare(victim, tuple(x.shape[1:]), bounds=bounds)
+        x_adv, info = prepared.attack.perturb_prepared(
+            prepared, x, y, objective, seed=seed, keep=keep, clean_logits=clean_logits
+        )
+        return (x_adv, info) if return_info else x_adv
 
     def reach(self, x: torch.Tensor, bounds: tuple[np.ndarray, np.ndarray] | None = None) -> Ball:
         """Return the points that the attack may reach from each sample.
@@ -303,17 +288,10 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         -------
         Ball
         """
-        self = self._resolved()
-        norm = check_norm(self.norm, self.supported_norms)
-        return self._ball(x, norm, self._effective_eps(norm, tuple(x.shape[1:])), bounds)
-
-    def _ball(self, x, norm, eps, bounds):
-        kind = {"dtype": x.dtype, "device": x.device}
-        eps, lower, upper = (
-            v if v is None or isinstance(v, float) else torch.tensor(v, **kind)
-            for v in (eps, *self._box(bounds))
-        )
-        return Ball(x, norm, eps, lower, upper)
+        attack = self._resolved()
+        norm = check_norm(attack.norm, attack.supported_norms)
+        eps = attack._effective_eps(norm, tuple(x.shape[1:]))
+        return Prepared(attack, None, norm, eps, *attack._box(bounds)).ball(x)
 
     def _resolve_objective(self, objective):
         return resolve_objective(objective)
@@ -322,8 +300,12 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """Return what the attack takes the victim for; `seed` is for what is random in it."""
         return victim
 
+    def _same_each_time(self, device):
+        """Return a context in which a model that answers at random gives the same answers again."""
+        return nullcontext()
+
     def _complete(self, batch):
-        """Fill in what depends on the clean prediction."""
+        """Fill in what depends on the clean prediction, and a target that is one for all."""
         by_prediction = isinstance(self.target, str) and self.target in BY_PREDICTION
         needed = batch.y is None or batch.objective.needs_clean or by_prediction
         if needed and batch.clean_logits is None:
@@ -331,13 +313,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 batch.clean_logits = batch.victim(batch.x)
         if batch.y is None:
             batch.y = batch.clean_logits.argmax(1)
-        if self.target is None:
-            return
         if by_prediction:
             batch.target = choose_target(self.target, batch.clean_logits, batch.y, batch.noise)
-            return
-        target = encode_labels(self.target, batch.victim.classes, "target")
-        batch.target = torch.as_tensor(target, device=batch.x.device).expand(len(batch.x))
+        elif self.target is not None and batch.target is None:
+            target = encode_target(self.target, batch.victim.classes, len(batch.x))
+            batch.target = torch.from_numpy(target).to(batch.x.device)
 
     def _effective_eps(self, norm, sample_shape):
         """Return the radius, with frozen features given the radius zero."""
@@ -380,7 +360,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         # statistics of the batch are part of what the network computes, and where questions
         # count there are none to spare for trials
         tries = self.bn_mode == "eval" and not self._asks_only
-        return Engine(self.precision, self.compile, fold=tries, channels_last=tries)
+        precision = None if self._asks_only else self.precision
+        Engine(self.precision)  # raises if there is no such precision
+        return Engine(precision, self.compile, fold=tries, channels_last=tries)
 
     def _with(self, **settings):
         """Return this attack with other shared parameters."""
@@ -495,13 +477,18 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         info : dict of str to ndarray of shape (n_samples, ...)
             Only with `return_info`: e.g. ``"n_queries"`` of a black-box attack.
         """
-        self = self._resolved()
-        victim = self._victim()
-        bounds = self._known_bounds(victim)
-        values = self._check_X(X, victim)
-        check_target(self, values, y, victim)
-        result = self.run(values, y, victim, bounds=bounds, original=X, return_info=return_info)
-        return (like(result[0], X), result[1]) if return_info else like(result, X)
+        prepared = self._prepare_own(X, y)
+        X_adv, info = prepared.attack.run(prepared)
+        prepared.batches.warn(3)
+        return (like(X_adv, X), info) if return_info else like(X_adv, X)
+
+    def _prepare_own(self, X, y):
+        """Return the run on what the user passes, against the model of this attack."""
+        attack = self._resolved()
+        victim = attack._victim()
+        bounds = attack._known_bounds(victim)
+        values = attack._check_X(X, victim)
+        return attack.prepare(victim, values, y, bounds=bounds, original=X)
 
     def _check_X(self, X, victim):
         """Return `X` as a validated array, or as `Rows` that are validated when they are read."""
@@ -543,8 +530,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         X_adv = self.generate(X, y if labels == "true" else None)
         return stack(X, X_adv), stack(y, y)
 
-    #: Attack validated arrays; what all other methods call.
-    run = run
+    #: Settle everything before the first question, and attack samples or a batch of tensors: what
+    #: all other methods call.
+    prepare, run, perturb_prepared = prepare, run, perturb_prepared
 
     def _victim(self):
         model = getattr(self, "estimator_", self.estimator)
@@ -569,11 +557,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         return bounds
 
     def __sklearn_is_fitted__(self):
-        self = self._resolved()
-        if hasattr(self, "estimator_"):
+        attack = self._resolved()
+        if hasattr(attack, "estimator_"):
             return True
         try:
-            self._known_bounds(self._victim())
+            attack._known_bounds(attack._victim())
         except (NotFittedError, TypeError):
             return False
         return True

@@ -17,6 +17,8 @@ from enum import IntEnum
 
 import torch
 
+from .._generator import GeneratorState
+
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
@@ -158,12 +160,6 @@ class SampleNoise:
 
 @contextmanager
 def seeded(seed, device):
-    """Seed torch's global generators for a while and put them back."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        # torch.manual_seed would also seed devices that are not put back
-        torch.default_generator.manual_seed(seed)
-        for place in cuda:
-            with torch.cuda.device(place):
-                torch.cuda.manual_seed(seed)
+    """Seed torch's global generators for a while and put them back; other threads wait."""
+    with GeneratorState(seed % 2**63, device).in_use() as interruptible, interruptible():
         yield

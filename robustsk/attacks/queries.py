@@ -44,8 +44,11 @@ class Queries:
             rows = torch.arange(len(self.count), device=self.count.device)
         self.count += torch.bincount(rows, minlength=len(self.count))
         size = max(1, _ELEMENTS_AT_A_TIME // max(1, z[:1].numel()))
+        answers = []
         with torch.no_grad():
-            return torch.cat([self.batch.victim(part) for part in z.split(size)])
+            for part in z.split(size):
+                answers.append(self.batch.victim(part))
+        return torch.cat(answers)
 
     def fooled(self, z, rows=None):
         """Ask for labels; return where the goal is reached, shape (m,)."""

@@ -1,123 +1,340 @@
-"""An attack on arrays of any size, batch by batch."""
+"""A run: what is settled before an attack asks its first question, and the way through the data."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_consistent_length
 from tqdm import tqdm
 
-from .._containers import Batches, empty_like, is_out_of_memory
+from .._containers import Batches, Rows, empty_like, is_out_of_memory, take
 from .._validation import check_labels, check_range, encode_labels, warn_about_units
-from .targeting import restrict_targets
-from .threat import check_norm, settle
+from ..victims.engine import agree
+from ..victims.resolve import as_victim
+from ..victims.victim import Victim
+from .batch import AttackBatch
+from .noise import SampleNoise
+from .targeting import check_target, encode_target
+from .threat import Ball, check_norm, settle
 
 
-def run(attack, X, y, victim, *, bounds=None, keep="worst", original=None, return_info=False):
-    """Attack validated arrays batch by batch; what all other methods call.
+@dataclass
+class Prepared:
+    """Who attacks whom, in which ball and box, and on which samples.
+
+    Attributes
+    ----------
+    attack : BaseAttack
+        One that says all about itself; see `BaseAttack._resolved`.
+    victim : Victim
+        On the device of the attack.
+    norm : float
+    eps : float or ndarray of the shape of a sample
+        Zero for features that are frozen.
+    lower, upper : ndarray or None
+        Valid range, None where there is none.
+    X : ndarray or Rows of shape (n_samples, ...) or None
+        Finite floating-point data. What is not in memory is read batch by batch.
+    index : ndarray of int64 of shape (n_samples,) or None
+        Classes to move away from; None means those that the victim predicts.
+    target : ndarray of int64 of shape (n_samples,) or None
+        Classes to reach, where they do not depend on the prediction.
+    batches : Batches or None
+        How many samples at a time; shared by all runs of a caller, because it learns.
+    seed : int or None
+    is_checked : bool
+        Whether the samples are known to lie in the range.
+    """
+
+    attack: Any
+    victim: Victim
+    norm: float
+    eps: Any
+    lower: Any
+    upper: Any
+    X: np.ndarray | Rows | None = None
+    index: np.ndarray | None = None
+    target: np.ndarray | None = None
+    batches: Batches | None = None
+    seed: int | None = None
+    is_checked: bool = True
+    _limits: dict = field(default_factory=dict, repr=False)
+
+    def ball(self, x):
+        """Return the points that may be reached from each sample of a batch of tensors."""
+        kind = x.dtype, x.device
+        if kind not in self._limits:
+            self._limits[kind] = [
+                v if v is None or isinstance(v, float) else torch.tensor(v, dtype=kind[0]).to(x)
+                for v in (self.eps, self.lower, self.upper)
+            ]
+        eps, lower, upper = self._limits[kind]
+        return Ball(x, self.norm, eps, lower, upper)
+
+    def batch(self, seen, x, y=None, objective=None, *, rows=None, seed=None, **known):
+        """Return a batch of tensors as the attack sees it.
+
+        Parameters
+        ----------
+        seen : Victim
+            In attack mode.
+        x : torch.Tensor of shape (n, ...)
+        y : torch.Tensor of shape (n,), optional
+        rows : slice or ndarray, optional
+            Which of the samples of `X` these are.
+        objective, seed, **known
+            As in :meth:`BaseAttack.perturb`, `keep` and `clean_logits` among them.
+
+        Returns
+        -------
+        AttackBatch
+        """
+        attack, seed = self.attack, self.seed if seed is None else seed
+        batch = AttackBatch(
+            victim=attack._see(seen, seed),
+            x=x,
+            y=y,
+            target=None,
+            ball=self.ball(x),
+            objective=attack._resolve_objective(objective),
+            noise=SampleNoise(x, seed),
+            **known,
+        )
+        if self.target is not None and rows is not None:
+            batch.target = torch.from_numpy(self.target[rows]).to(x.device)
+        attack._complete(batch)
+        return batch
+
+    def look(self, seen, rows, keep):
+        """Return the samples in `rows` as they are, and as a batch."""
+        values = np.array(self.X[rows])
+        if not self.is_checked:
+            check_range(values, self.lower, self.upper)
+        clean = torch.from_numpy(values)
+        x = clean.to(seen.device, seen.dtype)
+        y = None if self.index is None else torch.from_numpy(self.index[rows]).to(x.device)
+        return clean, self.batch(seen, x, y, rows=rows, keep=keep)
+
+    def settle(self, z, x, clean):
+        """Round what was found for `x` into ball and range in the precision of the user's data."""
+        exact = z.cpu()
+        if z.dtype != clean.dtype:
+            exact = clean + (z - x).cpu().to(clean.dtype)
+        return settle(exact, clean, self.norm, self.eps, self.lower, self.upper)
+
+    def take(self, rows, X=None):
+        """Return the run on some of the samples.
+
+        Parameters
+        ----------
+        rows : ndarray of bool or int
+        X : ndarray or Rows, optional
+            These samples, where the caller has them at hand.
+        """
+        return replace(
+            self,
+            X=take(self.X, rows) if X is None else X,
+            index=None if self.index is None else self.index[rows],
+            target=None if self.target is None else self.target[rows],
+        )
+
+    def by(self, attack, **settled):
+        """Return the run of another attack on the same samples, in the same ball and box.
+
+        Parameters
+        ----------
+        attack : BaseAttack
+        **settled
+            Other attributes; `seed` is drawn from the attack where it is not given.
+        """
+        attack = attack._resolved()
+        if "seed" not in settled:
+            settled["seed"] = attack._draw_seed()
+        return replace(self, attack=attack, _limits={}, **settled)
+
+    def resized(self, eps):
+        """Return the run with another radius."""
+        attack = self.attack._with(eps=eps)
+        eps = attack._effective_eps(self.norm, self.X.shape[1:])
+        return replace(self, attack=attack, eps=eps, _limits={})
+
+
+def prepare(attack, model, X, y=None, *, bounds=None, batches=None, original=None, in_parts=False):
+    """Settle everything that must be known before the first question.
 
     Parameters
     ----------
     attack : BaseAttack
         This function is a method of it.
-    X : ndarray or Rows of shape (n_samples, ...)
-        Finite floating-point data. What is not in memory is read batch by batch.
-    y : array-like of shape (n_samples,) or None
-    victim : Victim
+    model : Victim, torch.nn.Module or fitted estimator
+    X : ndarray or Rows of shape (n_samples, ...), or the shape of a sample
+        A shape is enough for :meth:`BaseAttack.perturb_prepared`.
+    y : array-like of shape (n_samples,), optional
+        Labels, or class indices where the model does not name its classes.
     bounds : tuple of (low, high), optional
-        Valid range where ``clip="auto"``.
-    keep : {"last", "worst", "first"}, default="worst"
+        Valid range where ``clip="auto"``; None means no range.
+    batches : Batches, optional
+        Those of a caller that makes several runs and warns by itself.
     original : object, optional
         What the user passed as X, for warnings.
-    return_info : bool, default=False
+    in_parts : bool, default=False
+        Whether samples that are not in memory are only looked at when they are read.
 
     Returns
     -------
-    X_adv : ndarray of the shape and dtype of `X`
-        In a temporary file if `X` is large and not in memory.
-    info : dict of str to ndarray of shape (n_samples, ...)
-        Only with `return_info`.
+    Prepared
     """
     attack = attack._resolved()
+    victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
+    shape = X if isinstance(X, tuple) else X.shape[1:]
     norm = check_norm(attack.norm, attack.supported_norms)
-    eps = attack._effective_eps(norm, X.shape[1:])
+    eps = attack._effective_eps(norm, shape)
     lower, upper = attack._box(bounds)
-    if not isinstance(attack.clip, str):
-        check_range(X, lower, upper)
-    warn_about_units(X if original is None else original, eps)
-    # what a caller in several parts has learned about memory
-    shared = getattr(attack, "_batches", None)
-    batches = Batches(attack._n_at_a_time(X, victim)) if shared is None else shared
+    if isinstance(X, tuple):
+        return Prepared(attack, victim, norm, eps, lower, upper)
     victim = victim.to(None if attack.device in ("auto", None) else attack.device)
+    warn_about_units(X if original is None else original, eps, stacklevel=5)
+    prepared = Prepared(attack, victim, norm, eps, lower, upper, X)
+    prepared.is_checked = isinstance(attack.clip, str) or not (in_parts and isinstance(X, Rows))
+    if prepared.is_checked and not isinstance(attack.clip, str):
+        check_range(X, lower, upper)
+    prepared.batches = Batches(attack._n_at_a_time(X, victim)) if batches is None else batches
     if y is not None or attack.target is not None:
         victim.learn_classes(X)
-    index = None if y is None else encode_labels(check_labels(y), victim.classes, "y")
-    if index is not None:
-        check_consistent_length(X, index)
-    if attack.target is not None and np.ndim(attack.target) == 1:
-        check_consistent_length(X, attack.target)
+    if y is not None:
+        prepared.index = encode_labels(check_labels(y), victim.classes, "y")
+        check_consistent_length(X, prepared.index)
+    prepared.target = encode_target(attack.target, victim.classes, len(X))
+    check_target(attack.target, prepared.target, prepared.index)
+    prepared.seed = attack._draw_seed()
+    return prepared
+
+
+def perturb_prepared(
+    attack, prepared, x, y=None, objective=None, *, seed=None, keep="last", clean_logits=None
+):
+    """Attack one batch of tensors; see :meth:`BaseAttack.perturb`.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+        ``prepared.attack``; this function is a method of it.
+    prepared : Prepared
+    x, y, objective, seed, keep, clean_logits
+        As there.
+
+    Returns
+    -------
+    x_adv : torch.Tensor of the shape of `x`
+    info : dict of str to torch.Tensor of shape (n, ...)
+    """
+    x = x.detach()
+    if len(x) == 0:
+        return x.clone(), {}
+    seed = attack._draw_seed() if seed is None else seed
+    with prepared.victim.frozen(attack.bn_mode, attack._engine()) as seen:
+        seen = seen.precise if attack._asks_only else seen
+        batch = prepared.batch(
+            seen, x, y, objective, seed=seed, keep=keep, clean_logits=clean_logits
+        )
+        return attack._attack_batch(batch).detach(), batch.info
+
+
+def run(attack, prepared, keep="worst"):
+    """Attack samples batch by batch.
+
+    What counts as a success is what the model itself answers, in full precision, on what is
+    returned: where it contradicts what the attack has seen, the sample is attacked again on the
+    model as it is.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+        ``prepared.attack``; this function is a method of it.
+    prepared : Prepared
+    keep : {"last", "worst", "first"}, default="worst"
+
+    Returns
+    -------
+    X_adv : ndarray of the shape and dtype of the samples
+        In a temporary file if they are many and not in memory.
+    info : dict of str to ndarray of shape (n_samples, ...)
+    """
+    X, batches = prepared.X, prepared.batches
     try:
-        victim.warn_about_probabilities(X)
+        with attack._same_each_time(prepared.victim.device):
+            prepared.victim.warn_about_probabilities(X)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    seed = attack._draw_seed()
-    device = victim.device
-    result = empty_like(X)
-    info = {}
+    result, info = empty_like(X), {}
     progress = tqdm(
         total=len(X), desc=type(attack).__name__, unit="sample", disable=not attack.verbose
     )
-
-    def attack_rows(rows, keep, again=False):
-        clean = torch.from_numpy(np.array(X[rows]))
-        x = clean.to(device, victim.dtype)
-        y_batch = None if index is None else torch.from_numpy(index[rows]).to(device)
-        z, found = restrict_targets(attack, rows).perturb(
-            victim, x, y_batch, bounds=bounds, seed=seed, keep=keep, return_info=True
-        )
-        for name, values in found.items():
-            values = values.cpu().numpy()
-            if name not in info:
-                info[name] = np.zeros((len(X), *values.shape[1:]), dtype=values.dtype)
-            # what is counted goes on being counted when a sample is attacked again
-            info[name][rows] = values + (again and name.startswith("n_")) * info[name][rows]
-        exact = z.cpu()
-        if victim.dtype != clean.dtype:
-            exact = clean + (z - x).cpu().to(clean.dtype)
-        return z, settle(exact, clean, norm, eps, lower, upper)
-
-    def attack_batch(part):
-        rows = np.arange(part.start, part.stop)
-        z, settled = attack_rows(rows, keep)
-        judged = keep == "first" or (keep == "worst" and victim.is_rough)
-        # asking again would cost more than was allowed
-        if judged and not attack._asks_only:
-            again = prediction_changed(victim, z, settled).numpy()
-            if again.any():
-                with victim.precise():
-                    settled[again] = attack_rows(rows[again], "worst", again=True)[1]
-        result[part] = settled.numpy()
-        progress.update(len(rows))
-
-    with progress, victim.frozen(attack.bn_mode, attack._engine()):
-        batches.run(attack_batch, len(X))
-    if shared is None:
-        batches.warn()
-    return (result, info) if return_info else result
+    with progress, prepared.victim.frozen(attack.bn_mode, attack._engine()) as seen:
+        seen = seen.precise if attack._asks_only else seen
+        for attempt in batches.over(len(X)):
+            with attempt as rows:
+                clean, batch = prepared.look(seen, rows, keep)
+                z = attack._attack_batch(batch).detach()
+                settled = prepared.settle(z, batch.x, clean)
+                _note(info, rows, batch.info, len(X))
+                # asking again would cost more than was allowed
+                if keep != "last" and not attack._asks_only:
+                    with attack._same_each_time(z.device):
+                        again = _unconfirmed(seen, batch, z, settled.to(z)).cpu().numpy()
+                    if again.any():
+                        settled[again] = _attack_again(
+                            prepared, seen.itself, np.arange(rows.start, rows.stop)[again], info
+                        )
+                result[rows] = settled.numpy()
+                progress.update(len(settled))
+    return result, info
 
 
-def prediction_changed(victim, z, settled):
-    """Return where rounding into the output dtype has taken an example back over the border.
+def _attack_again(prepared, itself, rows, info):
+    """Attack the model as it is; what is counted goes on being counted."""
+    clean, batch = prepared.look(itself, rows, "worst")
+    z = prepared.attack._attack_batch(batch).detach()
+    counts = {n: v[rows] for n, v in info.items() if n.startswith("n_")}
+    _note(info, rows, batch.info, len(prepared.X))
+    for name, count in counts.items():
+        info[name][rows] += count
+    return prepared.settle(z, batch.x, clean)
 
-    So may a model in full precision, where the attack has seen a rough one.
+
+def _note(info, rows, found, n_samples):
+    """Enter what an attack reports about some of the samples."""
+    for name, values in found.items():
+        values = values.cpu().numpy()
+        if name not in info:
+            info[name] = np.zeros((n_samples, *values.shape[1:]), dtype=values.dtype)
+        info[name][rows] = values
+
+
+@torch.no_grad()
+def _unconfirmed(seen, batch, z, settled):
+    """Return where an attack has seen a success and the model itself sees none, shape (n,).
+
+    That can be where an example was rounded into the precision of the user, and wherever the attack
+    saw the model in another arithmetic. If more than rounding lies between the two, what was done
+    to make the network fast has changed what it computes, and nothing that was found is of use.
     """
-    rounded = settled.to(z)
-    changed = (rounded != z).flatten(1).any(1) | victim.is_rough
-    if changed.any():
-        with torch.no_grad():
-            before = victim(z[changed])
-            with victim.precise():
-                after = victim(rounded[changed])
-        changed[changed.clone()] = before.argmax(1) != after.argmax(1)
-    return changed.cpu()
+    open_ = (settled != z).flatten(1).any(1)
+    if seen.is_changed:
+        open_[:] = True
+    if not open_.any():
+        return open_
+    rows = open_.nonzero()[:, 0]
+    rows = rows[~batch.select(rows).fooled(seen.itself(settled[rows]))]
+    if len(rows):
+        rows = rows[batch.select(rows).fooled(seen(z[rows]))]
+    open_[:] = False
+    open_[rows] = True
+    if seen.is_folded and len(rows) and not agree(seen.precise(z[rows]), seen.itself(z[rows])):
+        seen.distrust()
+        open_[:] = True
+    return open_

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_consistent_length
 
-from .._validation import check_count, check_labels, encode_labels
+from .._validation import check_count, encode_labels
 from .batch import AttackBatch
 from .noise import Stream
 
@@ -25,31 +25,38 @@ def choose_target(target, logits, y, noise):
     return drawn + (drawn >= y)
 
 
-def check_target(attack, X, y, victim):
-    """Raise where a sample is to become what it is."""
-    if y is None or attack.target is None or np.shape(attack.target) not in ((), np.shape(y)):
+def encode_target(target, classes, n_samples):
+    """Return the class to reach for each sample, shape (n_samples,), or None.
+
+    That is None also where it depends on the clean prediction.
+    """
+    if target is None or (isinstance(target, str) and target in BY_PREDICTION):
+        return None
+    if np.ndim(target) == 1:
+        check_consistent_length(target, range(n_samples))
+    return np.broadcast_to(encode_labels(target, classes, "target"), (n_samples,)).copy()
+
+
+def check_target(target, index, own):
+    """Raise where a sample is to become what it is.
+
+    Parameters
+    ----------
+    target : label or array-like of labels or None
+        As the user has given it.
+    index, own : ndarray of int64 of shape (n_samples,) or None
+        The classes to reach and to move away from.
+    """
+    if index is None or own is None:
         return
-    if isinstance(attack.target, str) and attack.target in BY_PREDICTION:
-        return
-    classes = victim.learn_classes(X)
-    target = encode_labels(attack.target, classes, "target")
-    same = target == encode_labels(check_labels(y), classes, "y")
+    same = index == own
     # one class for all may well be the class of some of them
-    if same.any() and (np.ndim(attack.target) == 1 or same.all()):
+    if same.any() and (np.ndim(target) == 1 or same.all()):
         raise ValueError(
-            f"target equals the label of {int(same.sum())} of {len(X)} samples (first: row "
+            f"target equals the label of {int(same.sum())} of {len(own)} samples (first: row "
             f"{int(np.argmax(same))}): a targeted attack needs a class to reach that is "
             "another one."
         )
-
-
-def restrict_targets(attack, rows):
-    """Return the attack for some of the samples, where it has one target for each."""
-    if attack.target is None or np.ndim(attack.target) != 1:
-        return attack
-    attack = copy.copy(attack)
-    attack.target = np.asarray(attack.target)[rows]
-    return attack
 
 
 def wrong_classes(logits, y, n_targets=None):

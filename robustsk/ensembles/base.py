@@ -141,19 +141,23 @@ class BaseEnsemble(BaseDefense):
 
     # --- tools for losses --------------------------------------------------------------
 
-    def member_logits(self, x: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    def member_logits(
+        self, x: Tensor | Sequence[Tensor], members: Sequence[nn.Module] | None = None
+    ) -> list[Tensor]:
         """Return the logits of every member on a training batch.
 
         Parameters
         ----------
         x : torch.Tensor of shape (n, ...), or list of those
             One batch for all members, or one for each.
+        members : list of torch.nn.Module, optional
+            What is asked in their place; None means the members in training.
 
         Returns
         -------
         list of torch.Tensor of shape (n, n_classes)
         """
-        members = self.module_.members
+        members = self.module_.members if members is None else members
         batches = [x] * len(members) if isinstance(x, Tensor) else x
         first = self._step_logits is None
         logits = [self.logits(own, member) for own, member in zip(batches, members, strict=True)]

@@ -163,8 +163,8 @@ class EnsembleDVERGE(BaseEnsemble):
         if (member, layer) not in known:
             known[member, layer] = self._victim(_Features(member, layer), self.classes_inferred_)
         victim = known[member, layer]
-        with victim.frozen(), torch.no_grad():
-            features = victim(self._rows(target))
+        with victim.frozen() as seen, torch.no_grad():
+            features = seen(self._rows(target))
         attack = self.like_adversary(
             MIM,
             eps=self.eps,

@@ -111,7 +111,7 @@ class EnsembleGAL(BaseEnsemble):
         return loss
 
 
-def losses_and_gradients(clf, x, y):
+def losses_and_gradients(clf, x, y, members=None):
     """Return the losses of the members and their input gradients, both differentiable.
 
     Parameters
@@ -122,6 +122,8 @@ def losses_and_gradients(clf, x, y):
         Where to take the gradients. If it requires a gradient itself, they are differentiable in
         `x` as well.
     y : torch.Tensor of shape (n,)
+    members : list of torch.nn.Module, optional
+        As in :meth:`BaseEnsemble.member_logits`.
 
     Returns
     -------
@@ -131,6 +133,6 @@ def losses_and_gradients(clf, x, y):
     if not x.requires_grad:
         x = x.detach().requires_grad_(True)
     with torch.enable_grad():  # also where only the value of the loss is wanted
-        losses = [clf.classification_loss(z, y) for z in clf.member_logits(x)]
+        losses = [clf.classification_loss(z, y) for z in clf.member_logits(x, members)]
         gradients = [torch.autograd.grad(v.sum(), x, create_graph=True)[0] for v in losses]
     return torch.stack(losses), torch.stack(gradients)

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._validation import check_count, check_length
 from ..attacks.noise import SampleNoise, Stream
 from ..losses import gradient_magnitude, gradient_similarity
+from ..victims.engine import get_members
 from .base import BaseEnsemble
 from .gal import losses_and_gradients
 
@@ -135,10 +136,11 @@ class EnsembleTRS(BaseEnsemble):
         noise = SampleNoise(rows, int(self._rng.randint(np.iinfo(np.int32).max)))
         size = ball.radius / 3 if self.step_size is None else self.step_size
         z = ball.random_start("uniform", noise, Stream.START, 0.0)
-        with victim.frozen():
+        with victim.frozen() as seen:
+            members = get_members(seen.module)
             for _ in range(self.n_steps):
                 at = z.reshape(x.shape).requires_grad_(True)
-                _, gradients = losses_and_gradients(self, at, y)
+                _, gradients = losses_and_gradients(self, at, y, members)
                 (ascent,) = torch.autograd.grad(gradient_magnitude(gradients).sum(), at)
                 z = ball.ascend(z.detach(), ascent.reshape(z.shape), size)
         return z.reshape(x.shape)

@@ -189,7 +189,9 @@ class Problem:
         robust = self.correct.copy()
         if robust.any():
             X, y = self.values[robust], self.y[robust]
-            X_adv = attack.run(X, y, self.asked, bounds=self.bounds, keep="first")
+            run = attack.prepare(self.asked, X, y, bounds=self.bounds)
+            X_adv, _ = run.attack.run(run, keep="first")
+            run.batches.warn()
             robust[robust] = self.predict(X_adv) == y
         return robust
 
@@ -199,10 +201,10 @@ class Problem:
         Unlike the gradients that attacks see, it still holds what is not finite.
         """
         victim = self.asked
-        with victim.frozen(), torch.enable_grad():
+        with victim.frozen() as seen, torch.enable_grad():
             x = torch.from_numpy(np.array(values)).to(victim.device, victim.dtype)
             x.requires_grad_(True)
-            logits = victim(x)
+            logits = seen(x)
             value = OBJECTIVES[objective](logits, torch.from_numpy(index).to(victim.device)).sum()
             if not value.requires_grad:
                 return None

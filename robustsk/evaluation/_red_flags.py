@@ -395,7 +395,8 @@ def _label_leaking(probe):
     right = {}
     for name, labels in (("true", wrong.y), ("predicted", wrong.y_pred)):
         attack = wrong.attack(FGSM)
-        X_adv = attack.run(wrong.values, labels, wrong.asked, bounds=wrong.bounds, keep="last")
+        run = attack.prepare(wrong.asked, wrong.values, labels, bounds=wrong.bounds)
+        X_adv, _ = run.attack.run(run, keep="last")
         right[name] = wrong.predict(X_adv) == wrong.y
     only_true = int((right["true"] & ~right["predicted"]).sum())
     only_predicted = int((right["predicted"] & ~right["true"]).sum())

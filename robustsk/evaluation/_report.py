@@ -484,8 +484,8 @@ def _notes(problem, attacks, probe):
             f"Attacks that follow gradients are not among the default ones: {problem.no_gradient}."
         )
     for name, attack in attacks.items():
-        if type(attack).__name__ == "AutoAttack" and attack.version == "fast":
-            notes.append(f"{name} is a cheaper cascade than the AutoAttack of the literature.")
+        if attack.remark is not None:
+            notes.append(f"{name} is {attack.remark}.")
     if probe.randomness[0]:
         notes.append(
             f"The model answers at random. {probe.randomness[1]} Every row was judged by answers "

@@ -206,13 +206,13 @@ class HardClassPairAnalysis:
 def _look(victim, values):
     """Return logits, cosines with the prototypes, and the lengths of the prototypes."""
     logits, cosines = [], []
-    layer = get_classifier(victim.module)[1]
-    weight = layer.weight.detach()
-    prototypes = F.normalize(weight, eps=1e-12)
-    with victim.frozen(), torch.no_grad():
+    with victim.frozen() as seen, torch.no_grad():
+        layer = get_classifier(seen.module)[1]
+        weight = layer.weight.detach()
+        prototypes = F.normalize(weight, eps=1e-12)
         for rows in chunks(values):
             x = torch.from_numpy(values[rows]).to(victim.device, victim.dtype)
-            out, features = forward_with_features(victim.module, x)
+            out, features = forward_with_features(seen.module, x)
             if out.shape[1] != len(weight) or not torch.allclose(layer(features), out, rtol=1e-3):
                 raise ValueError(
                     f"The logits of {victim.name}, of shape {tuple(out.shape)}, are not those of "

@@ -14,9 +14,10 @@ from .._containers import check_floats, dataset_labels, is_dataset, to_array
 from .._validation import check_labels, learn_bounds
 from ..attacks import PGD
 from ..attacks.base import check_attack
-from ..attacks.targeting import restrict_targets
 from ..attacks.threat import check_eps, check_norm
-from ..metrics import adversarial_outcome, clopper_pearson_interval
+from ..metrics import clopper_pearson_interval
+from ..metrics._craft import prepared
+from ..metrics._scores import play
 from ..victims.resolve import as_victim
 from ._plotting import pyplot
 
@@ -193,6 +194,7 @@ class RobustnessCurveDisplay:
             bounds = learn_bounds(values, victim.is_image)
         # neither needed nor to be copied
         attack = copy.copy(attack).set_params(estimator=None)
+        attack.clip_bounds_ = bounds
 
         n_chunks = min(effective_n_jobs(n_jobs), len(y))
         chunks = [np.arange(len(y))[rows] for rows in gen_even_slices(len(y), n_chunks)]
@@ -201,10 +203,9 @@ class RobustnessCurveDisplay:
                 estimator,
                 _take(X, rows),
                 y[rows],
-                restrict_targets(attack, rows),
+                _of_rows(attack, rows),
                 eps,
                 own_eps,
-                bounds,
             )
             for rows in chunks
         )
@@ -379,8 +380,18 @@ def _take(X, rows):
     return X.iloc[rows] if hasattr(X, "iloc") else X[rows]
 
 
-def _withstood(estimator, X, y, attack, eps, own_eps, bounds):
+def _of_rows(attack, rows):
+    """Return the attack for some of the samples, where it has one target for each."""
+    if np.ndim(attack.target) != 1:
+        return attack
+    return attack._with(target=np.asarray(attack.target)[rows])
+
+
+def _withstood(estimator, X, y, attack, eps, own_eps):
     """Say which samples withstand which perturbation sizes, shape (n_eps, n_samples)."""
+    # every size starts from the same random state, and the user's own is not moved
+    attack = attack._with(random_state=copy.deepcopy(attack.random_state))
+    run = prepared(attack, estimator, check_floats(X), y, X)
     robust = np.zeros((len(eps), len(y)), dtype=bool)
     left = np.arange(len(y))
     # who is right without an attack comes out of the first one
@@ -389,11 +400,7 @@ def _withstood(estimator, X, y, attack, eps, own_eps, bounds):
         if len(left) == 0:
             break
         size = float(eps[i]) if np.ndim(own_eps) == 0 else eps[i] * (own_eps / own_eps.max())
-        # every size starts from the same random state, and the user's own is not moved
-        state = copy.deepcopy(attack.random_state)
-        current = restrict_targets(attack, left)._with(eps=size, random_state=state)
-        current.clip_bounds_ = bounds
-        outcome = adversarial_outcome(estimator, _take(X, left), y[left], current)
+        outcome = play(run.take(left).resized(size), estimator, _take(X, left), y[left])
         if i == first:
             robust[:first, left] = outcome.correct
         left = left[outcome.robust]

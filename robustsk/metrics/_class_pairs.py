@@ -120,9 +120,9 @@ def class_pair_gradients(
     index = torch.from_numpy(encode_labels(y_true, victim.learn_classes(values), "y"))
     x = torch.from_numpy(values).to(victim.device, victim.dtype)
     index = index.to(victim.device)
-    with victim.frozen(), torch.enable_grad():
+    with victim.frozen() as seen, torch.enable_grad():
         x.requires_grad_(True)
-        logits = victim(x)
+        logits = seen(x)
         sigma = logits.detach().softmax(1)
         true = logits.gather(1, index[:, None])
         scores = logits - true if form == "exact" else logits

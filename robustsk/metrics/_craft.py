@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, dataset_labels, is_dataset
 from .._validation import check_labels, encode_labels, learn_bounds
-from ..attacks.targeting import restrict_targets
 from ..victims.ensemble import join_victims
 from ..victims.resolve import as_victim, members_as_victims
 from ..victims.victim import Victim
@@ -48,32 +46,42 @@ def valid_range(attack, victim, values):
     return bounds
 
 
-def craft(attack, victim, values, y_true, X, rows=None):
-    """Attack samples, going on after a success.
+def prepared(attack, model, values, y_true, X, **known):
+    """Settle a run of an attack on a model, with the range of all samples.
 
     Parameters
     ----------
     attack : attack
-        Resolved.
-    victim : Victim
-    values : ndarray of shape (n_samples, ...)
+    model : fitted estimator, torch.nn.Module or Victim
+    values : ndarray or Rows of shape (n_samples, ...)
     y_true : ndarray of shape (n_samples,)
     X : object
         What the user passed as `X`, for warnings.
-    rows : ndarray of bool of shape (n_samples,), optional
-        The samples to attack; None means all. The valid range is that of all.
+    **known
+        As for :meth:`BaseAttack.prepare`.
 
     Returns
     -------
-    X_adv : ndarray of shape (n_rows, ...)
-    info : dict of str to ndarray of shape (n_rows, ...)
+    Prepared
     """
+    attack = attack._resolved()
+    victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
     bounds = valid_range(attack, victim, values)
-    if rows is not None:
-        if attack.target is not None and np.ndim(attack.target) == 1:
-            check_consistent_length(attack.target, values)
-        attack, values, y_true = restrict_targets(attack, rows), values[rows], y_true[rows]
-    return attack.run(values, y_true, victim, bounds=bounds, original=X, return_info=True)
+    return attack.prepare(victim, values, y_true, bounds=bounds, original=X, **known)
+
+
+def craft(attack, model, values, y_true, X):
+    """Attack samples, going on after a success; parameters as for :func:`prepared`.
+
+    Returns
+    -------
+    X_adv : ndarray of shape (n_samples, ...)
+    info : dict of str to ndarray of shape (n_samples, ...)
+    """
+    run = prepared(attack, model, values, y_true, X)
+    found = run.attack.run(run)
+    run.batches.warn()
+    return found
 
 
 def named(things, what):
@@ -130,13 +138,13 @@ def combined_victim(models, values, attack):
     values : ndarray of shape (n_samples, ...)
         Samples with which classes are counted where a model does not know them.
     attack : attack
-        Resolved.
 
     Returns
     -------
     Victim
         With the classes of the first model, in their order.
     """
+    attack = attack._resolved()
     victims = members_as_victims(models, type(attack).__name__, attack.access)
     for victim in victims if len(victims) > 1 else ():
         victim.learn_classes(values)

@@ -11,18 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.distance import cdist
 from sklearn.utils import check_array, gen_batches
-from sklearn.utils.validation import check_consistent_length
 
 from .. import attacks
 from .._containers import to_array
 from .._shared import public_classes
-from .._validation import encode_labels
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
-from ..attacks.targeting import restrict_targets
 from ..attacks.threat import check_eps, check_norm
-from ..victims.resolve import as_victim
-from ._craft import check_samples, craft, valid_range
+from ._craft import check_samples, prepared
 from ._scores import predicted_index
 
 _NORMS = (np.inf, 2.0, 1.0, 0.0)
@@ -214,18 +210,18 @@ def _closest(estimator, values, y_true, attack, X):
             f"with an attack that looks for the closest example ({_minimal_attacks()}). To learn "
             "from this attack at which eps the accuracy is lost, use half_accuracy_eps."
         )
-    victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
-    encode_labels(y_true, victim.learn_classes(values), "y")
-    correct = predicted_index(estimator, victim, values, X) == y_true
+    run = prepared(attack, estimator, values, y_true, X)
+    correct = predicted_index(estimator, run.victim, values, X) == y_true
     distance = np.zeros(len(values))
     if correct.any():
-        X_adv, info = craft(attack, victim, values, y_true, X, rows=correct)
+        X_adv, info = run.attack.run(run.take(correct))
         if "distance" in info:
             distance[correct] = info["distance"]
         else:
-            fooled = predicted_index(estimator, victim, X_adv, X) != y_true[correct]
+            fooled = predicted_index(estimator, run.victim, X_adv, X) != y_true[correct]
             moved = perturbation_norm(X_adv, values[correct], attack.norm)
             distance[correct] = np.where(fooled, moved, np.inf)
+        run.batches.warn()
     return correct, distance
 
 
@@ -317,14 +313,13 @@ def half_accuracy_eps(
     if max_eps is not None and not max_eps > 0:
         raise ValueError(f"max_eps must be positive, got {max_eps!r}.")
     check_attack(attack)
-    attack = attack._resolved()
     values, y_true = check_samples(X, y)
-    if attack.minimal:
+    minimal = attack._resolved().minimal
+    if minimal:
         correct, distance = _closest(estimator, values, y_true, attack, X)
     else:
-        victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
-        encode_labels(y_true, victim.learn_classes(values), "y")
-        correct = predicted_index(estimator, victim, values, X) == y_true
+        run = prepared(attack, estimator, values, y_true, X)
+        correct = predicted_index(estimator, run.victim, values, X) == y_true
     if not correct.any():
         warnings.warn(
             "No sample is classified correctly without an attack: there is no accuracy to lose.",
@@ -333,36 +328,32 @@ def half_accuracy_eps(
         )
         return float("nan")
     allowed = math.floor(share * correct.sum() + 1e-9)
-    if attack.minimal:
+    if minimal:
         found = np.sort(distance[correct])[correct.sum() - allowed - 1]
         return float("inf") if max_eps is not None and found > max_eps else float(found)
-    return _bisect(estimator, values, y_true, attack, X, victim, correct, allowed, max_eps, rtol)
+    return _bisect(estimator, run, y_true, X, correct, allowed, max_eps, rtol)
 
 
-def _bisect(estimator, values, y_true, attack, X, victim, correct, allowed, max_eps, rtol):
-    norm = check_norm(attack.norm, attack.supported_norms)
-    own = check_eps(attack.eps, norm, values.shape[1:])
+def _bisect(estimator, run, y_true, X, correct, allowed, max_eps, rtol):
+    sample_shape = run.X.shape[1:]
+    own = check_eps(run.attack.eps, run.norm, sample_shape)
     largest = float(np.max(own))
     if np.ndim(own) and largest == 0:
         raise ValueError("The eps of the attack is zero for all features: nothing to rescale.")
     shape = own / largest if np.ndim(own) else 1.0
-    bounds = valid_range(attack, victim, values)
-    if attack.target is not None and np.ndim(attack.target) == 1:
-        check_consistent_length(attack.target, values)
     broken_at = np.where(correct, np.inf, 0.0)
 
     def n_robust(size):
         left = np.flatnonzero(broken_at > size)
         if len(left) > allowed:
-            X_adv = restrict_targets(attack._with(eps=size * shape), left).run(
-                values[left], y_true[left], victim, bounds=bounds, keep="first", original=X
-            )
-            broken_at[left[predicted_index(estimator, victim, X_adv, X) != y_true[left]]] = size
+            part = run.take(left).resized(size * shape)
+            X_adv, _ = part.attack.run(part, keep="first")
+            broken_at[left[predicted_index(estimator, run.victim, X_adv, X) != y_true[left]]] = size
         return np.count_nonzero(broken_at > size)
 
-    start = largest or check_eps(None, norm, values.shape[1:])
+    start = largest or check_eps(None, run.norm, sample_shape)
     if max_eps is None:
-        max_eps = _widest(attack, bounds, norm, shape, values.shape[1:]) or 1e6 * start
+        max_eps = _widest(run, shape) or 1e6 * start
     low, high = 0.0, min(start, max_eps)
     while n_robust(high) > allowed:
         if high >= max_eps:
@@ -375,18 +366,19 @@ def _bisect(estimator, values, y_true, attack, X, victim, correct, allowed, max_
             low = middle
         else:
             high = middle
+    run.batches.warn()
     return float(high)
 
 
-def _widest(attack, bounds, norm, shape, sample_shape):
+def _widest(run, shape):
     """Return the size of the ball that holds the whole valid range, or None without a range."""
-    lower, upper = attack._box(bounds)
-    if lower is None:
+    if run.lower is None:
         return None
-    width = np.broadcast_to(upper - lower, sample_shape)
+    sample_shape = run.X.shape[1:]
+    width = np.broadcast_to(run.upper - run.lower, sample_shape)
     free = np.broadcast_to(shape, sample_shape) > 0
     unit = (width / np.where(free, shape, 1.0))[free]
-    return float(np.linalg.norm(unit, ord=norm)) or None
+    return float(np.linalg.norm(unit, ord=run.norm)) or None
 
 
 def r_separation(X: Any, y: ArrayLike, *, norm: float | str = np.inf) -> float:

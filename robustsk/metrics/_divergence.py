@@ -246,17 +246,16 @@ def latent_divergence(
     True
     """
     check_attack(attack)
-    attack = attack._resolved()
     if members not in _MEMBERS:
         raise ValueError(f"members must be one of {_MEMBERS}, got {members!r}.")
     values, y_true = check_samples(X, y)
     victim = as_victim(estimator, attack="latent_divergence")
-    where = _find_layer(victim.module, layer)
+    _find_layer(victim.module, layer)  # raises before the work, not after it
     attacked = combined_victim([estimator], values, attack)
     X_adv, _ = craft(attack, attacked, values, y_true, X)
     return relative_divergence(
-        _latents(victim, where, values),
-        _latents(victim, where, X_adv),
+        _latents(victim, layer, values),
+        _latents(victim, layer, X_adv),
         y_true,
         members=members,
         include_counterpart=include_counterpart,
@@ -283,28 +282,30 @@ def _find_layer(module, layer):
     return get_layer(module, layer), False
 
 
-def _latents(victim, where, values):
+def _latents(victim, layer, values):
     """Return what enters or leaves a layer, shape (n_samples, n_features)."""
-    layer, before = where
     caught, parts = [], []
-    if before:
-        handle = layer.register_forward_pre_hook(
-            lambda _, args, kwargs: caught.extend([*args, *kwargs.values()][:1]), with_kwargs=True
-        )
-    else:
-        handle = layer.register_forward_hook(lambda _, args, output: caught.append(output))
-    try:
-        for rows in gen_batches(len(values), 256):
-            caught.clear()
-            victim.logits(values[rows])
-            if not caught or not isinstance(caught[-1], torch.Tensor):
-                raise ValueError(
-                    f"{victim.name} did not pass a tensor through the layer {layer!r}: name one "
-                    "that its forward pass calls."
-                )
-            parts.append(caught[-1].flatten(1).double().cpu().numpy())
-    finally:
-        handle.remove()
+    with victim.frozen() as seen:
+        layer, before = _find_layer(seen.module, layer)
+        if before:
+            handle = layer.register_forward_pre_hook(
+                lambda _, args, kwargs: caught.extend([*args, *kwargs.values()][:1]),
+                with_kwargs=True,
+            )
+        else:
+            handle = layer.register_forward_hook(lambda _, args, output: caught.append(output))
+        try:
+            for rows in gen_batches(len(values), 256):
+                caught.clear()
+                seen.logits(values[rows])
+                if not caught or not isinstance(caught[-1], torch.Tensor):
+                    raise ValueError(
+                        f"{victim.name} did not pass a tensor through the layer {layer!r}: name "
+                        "one that its forward pass calls."
+                    )
+                parts.append(caught[-1].flatten(1).double().cpu().numpy())
+        finally:
+            handle.remove()
     return np.concatenate(parts)
 
 
@@ -396,8 +397,10 @@ def local_lipschitz(
         raise ValueError("eps must be positive: a ball of radius zero has no slope.")
     ascent.output = nn.Identity() if output == "logits" else nn.Softmax(dim=1)
     bounds = learn_bounds(values, victim.is_image) if victim.bounds is None else victim.bounds
-    _, info = ascent.run(values, None, victim, bounds=bounds, original=X, return_info=True)
-    return info["slope"]
+    run = ascent.prepare(victim, values, bounds=bounds, original=X)
+    slope = ascent.run(run)[1]["slope"]
+    run.batches.warn()
+    return slope
 
 
 class _SlopeAscent(PGD):

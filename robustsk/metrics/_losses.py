@@ -124,7 +124,6 @@ def robust_loss(
     True
     """
     check_attack(attack)
-    attack = attack._resolved()
     values, y_true = check_samples(X, y)
     clean = _losses(estimator, values, y_true, objective)
     victim = combined_victim([estimator], values, attack)

@@ -14,14 +14,12 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import Batches, check_rows, chunks, copy_of, dataset_labels, is_dataset, take
-from .._validation import check_labels, encode_labels
-from ..attacks import AutoAttack, BaseAttack
+from .._containers import Batches, check_rows, chunks, copy_of, dataset_labels, is_dataset
+from .._validation import check_labels
+from ..attacks import BaseAttack
 from ..attacks.base import check_attack
-from ..attacks.targeting import check_target, restrict_targets
-from ..victims.resolve import as_victim
 from ..victims.victim import Victim
-from ._craft import valid_range
+from ._craft import prepared
 
 
 @dataclass
@@ -98,45 +96,52 @@ def adversarial_outcome(
     >>> bool(outcome.robust.mean() < outcome.correct.mean())
     True
     """
-    return _outcome(estimator, X, y, attack)
+    run, y_true = _prepare(estimator, X, y, attack)
+    return play(run, estimator, X, y_true, keep_samples=True)
 
 
-def _outcome(estimator, X, y, attack, keep_samples=True):
-    """Return the outcome of an attack, without X_adv and info unless they are to be kept."""
+def _prepare(estimator, X, y, attack):
+    """Return the run of an attack on labelled samples, and the labels."""
     check_attack(attack)
-    attack = attack._resolved()
-    victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
     y_true = column_or_1d(check_labels(y))
     values = check_rows(X)
     check_consistent_length(values, y_true)
-    batches = Batches(attack._n_at_a_time(values, victim))
-    attack = attack._with(_batches=batches)
-    encode_labels(y_true, victim.learn_classes(values), "y")
-    check_target(attack, values, y_true, victim)
+    return prepared(attack, estimator, values, y_true, X, in_parts=True), y_true
+
+
+def play(run, estimator, X, y_true, keep_samples=False):
+    """Carry out a prepared run on an estimator.
+
+    Parameters
+    ----------
+    run : Prepared
+        On the samples of `X`, their true labels being the classes to move away from.
+    estimator : fitted estimator, torch.nn.Module or Victim
+        Whose `predict` has the last word.
+    X : object
+        What the user passed; asked for names of columns.
+    y_true : ndarray of shape (n_samples,)
+    keep_samples : bool, default=False
+        Whether the outcome holds X_adv and info.
+
+    Returns
+    -------
+    AdversarialOutcome
+    """
+    attack, victim, batches, values = run.attack, run.victim, run.batches, run.X
     y_pred = predicted_index(estimator, victim, values, X, batches)
-    bounds = valid_range(attack, victim, values)
     correct = np.flatnonzero(y_pred == y_true)
     X_adv = copy_of(values) if keep_samples else None
     y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0
-    if attack.target is not None and np.ndim(attack.target) == 1 and len(correct):
-        check_consistent_length(attack.target, values)
-    attacked = take(values, correct)
+    run = run.take(correct)
     # the worst case over several attacks is theirs to keep
-    whole = isinstance(attack, AutoAttack) or not attack.per_sample
-    parts = [slice(0, len(correct))] if whole else chunks(attacked, batches.first)
+    whole = attack.whole_runs or not attack.per_sample
+    parts = [slice(0, len(correct))] if whole else chunks(run.X, batches.first)
     for part in parts if len(correct) else []:
         rows, before = correct[part], replace(victim.calls)
-        found, reported = restrict_targets(attack, rows).run(
-            attacked if whole else attacked[part],
-            y_true[rows],
-            victim,
-            bounds=bounds,
-            keep="first",
-            original=None if part.start else X,
-            return_info=True,
-        )
+        found, reported = attack.run(run if whole else run.take(part, run.X[part]), keep="first")
         n_forward += victim.calls.forward - before.forward
         n_backward += victim.calls.backward - before.backward
         y_pred_adv[rows] = predicted_index(estimator, victim, found, X, batches)
@@ -175,9 +180,9 @@ def predicted_index(estimator, victim, values, X, batches=None):
 
     def look(rows):
         x = torch.from_numpy(np.array(values[rows]))
-        found.append(victim(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
+        found.append(seen(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
 
-    with victim.frozen(), torch.no_grad():
+    with victim.frozen() as seen, torch.no_grad():
         batches.run(look, len(values))
     labels = np.concatenate(found)
     return labels if victim.classes is None else victim.classes[labels]
@@ -232,7 +237,8 @@ def score_adversarial(
     >>> score_adversarial(clf, X, y, PGD(eps=0.0, random_state=0)) == clf.score(X, y)
     True
     """
-    robust = _outcome(estimator, X, y, attack, keep_samples=False).robust
+    run, y_true = _prepare(estimator, X, y, attack)
+    robust = play(run, estimator, X, y_true).robust
     if sample_weight is None:
         return float(robust.mean())
     weight = _check_sample_weight(sample_weight, robust[:, None], dtype=np.float64)
@@ -297,7 +303,8 @@ def robust_accuracy(
     >>> result.low <= result.accuracy <= result.high
     True
     """
-    robust = _outcome(estimator, X, y, attack, keep_samples=False).robust
+    run, y_true = _prepare(estimator, X, y, attack)
+    robust = play(run, estimator, X, y_true).robust
     low, high = clopper_pearson_interval(int(robust.sum()), len(robust), confidence)
     return RobustAccuracy(float(robust.mean()), low, high, confidence, len(robust))
 
@@ -373,7 +380,8 @@ def attack_success_rate(
     """
     if over not in ("correct", "all"):
         raise ValueError(f"over must be 'correct' or 'all', got {over!r}.")
-    outcome = _outcome(estimator, X, y, attack, keep_samples=False)
+    run, y_true = _prepare(estimator, X, y, attack)
+    outcome = play(run, estimator, X, y_true)
     broken = ~outcome.robust
     if over == "all":
         return float(broken.mean())

@@ -239,6 +239,5 @@ def joint_success_rates(
 
 def _examples(attack, models, source, values, y_true, X):
     check_attack(attack)
-    attack = attack._resolved()
     victim = combined_victim(models if source is None else [source], values, attack)
     return craft(attack, victim, values, y_true, X)[0]

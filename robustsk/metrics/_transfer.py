@@ -103,7 +103,6 @@ def transferability_matrix(
     if over not in ("all", "correct", "fooled"):
         raise ValueError(f"over must be 'all', 'correct' or 'fooled', got {over!r}.")
     check_attack(attack)
-    settled = attack._resolved()
     _, targets = named(estimators, "estimators")
     same = sources is None
     origins = targets if same else named(sources, "sources")[1]
@@ -113,7 +112,7 @@ def transferability_matrix(
     right = [_right(*pair, values, y_true, X) for pair in zip(targets, judging, strict=True)]
     matrix = np.empty((len(origins), len(targets)))
     for i, source in enumerate(origins):
-        X_adv = craft(settled, combined_victim([source], values, settled), values, y_true, X)[0]
+        X_adv = craft(attack, combined_victim([source], values, attack), values, y_true, X)[0]
         if over == "fooled":
             reached = _right(source, asked[i], values, y_true, X)
             reached &= ~_right(source, asked[i], X_adv, y_true, X)
@@ -310,9 +309,8 @@ def secure_regions(
         ensemble = members
     values, y_true = check_samples(X, y)
     judging = judges(models, values, y_true)
-    settled = attack._resolved()
-    attacked = combined_victim(models if ensemble is None else [ensemble], values, settled)
-    X_adv = craft(settled, attacked, values, y_true, X)[0]
+    attacked = combined_victim(models if ensemble is None else [ensemble], values, attack)
+    X_adv = craft(attack, attacked, values, y_true, X)[0]
     if ensemble is None:
         ensemble = attacked if len(models) > 1 else models[0]
     (combined,) = judges([ensemble], values, y_true)
@@ -438,8 +436,8 @@ def gradient_cosines(
 
 def _gradient(victim, values, index, objective):
     """Return the input gradients of one model, shape (n, n_features), in float64 on the CPU."""
-    with victim.frozen(), torch.enable_grad():
+    with victim.frozen() as seen, torch.enable_grad():
         x = torch.from_numpy(np.array(values)).to(victim.device, victim.dtype).requires_grad_(True)
-        value = objective(victim(x), torch.from_numpy(index).to(victim.device))
+        value = objective(seen(x), torch.from_numpy(index).to(victim.device))
         (gradient,) = torch.autograd.grad(value.sum(), x)
     return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0).flatten(1).double().cpu()

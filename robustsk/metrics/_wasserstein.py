@@ -301,10 +301,10 @@ def wrm_certificate(
         rows = slice(start, start + 256)
         x = torch.from_numpy(np.ascontiguousarray(values[rows])).to(victim.device, victim.dtype)
         z = attack.perturb(victim, x, index[rows], bounds=victim.bounds, seed=start)
-        with victim.frozen(), torch.no_grad():
-            clean = victim(x)
+        with victim.frozen() as seen, torch.no_grad():
+            clean = seen(x)
             stay = loss(clean, index[rows], None, clean)
-            move = loss(victim(z), index[rows], None, clean)
+            move = loss(seen(z), index[rows], None, clean)
             move = move - gamma * (z - x).flatten(1).square().sum(1)
         total += float(torch.maximum(stay, move).double().sum())
     bound = gamma * np.asarray(rho, dtype=float) + total / len(values)

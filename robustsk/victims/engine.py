@@ -1,34 +1,31 @@
-"""The frozen view: a network made fast for attacks, without changing what it computes.
+"""The view: a network made fast for attacks, without changing what it computes.
 
 An attack needs logits and their gradient with respect to the input, of a
 network that stays as it is. So batch normalisations become part of the layers
 before them, images are laid out as the kernels like them, the gradient at the
 input takes a short cut, and on request the arithmetic is that of a lower
-precision or compiled. The user's module is changed in place for the duration of
-the view and put back exactly: its parameters are set aside, never written to.
+precision or compiled. All of that happens in a replica; the user's module is
+neither changed nor run.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from .._containers import is_out_of_memory
+from .._interrupts import uninterrupted
+from ._convolution import FewChannels, has_few_channels
+from ._folding import FOLDABLE, find_pairs, first_output, folded, is_untouched, norms_of
+from .replica import CannotReplicate, Copied, Foreign, Guard, Original, Twin
 
-_FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PRECISIONS = (None, "bf16")
 #: Largest share of the largest logit by which folding may change one; rounding is far below, a
 #: network that cannot be folded after all far above.
-_TOLERANCE = 1e-3
-#: Input channels up to which a convolution has a faster gradient on the CPU.
-_FEW_CHANNELS = 4
+TOLERANCE = 1e-3
 #: Input channels from which on a convolution is faster if channels come last.
 _WIDE = 8
 #: Samples on which changes are tried.
@@ -37,7 +34,7 @@ _N_TRIED = 2
 
 @dataclass(frozen=True)
 class Engine:
-    """How the network of a frozen view is run.
+    """How the network of a view is run.
 
     Parameters
     ----------
@@ -65,72 +62,189 @@ class Engine:
             )
 
 
-class View:
-    """A module that is run fast while the view is open.
+#: The network as it is.
+PLAIN = Engine(fold=False, channels_last=False, input_gradient=False)
+
+
+class Views:
+    """The ways in which one thread runs one network.
 
     Parameters
     ----------
-    module : torch.nn.Module
-        In evaluation mode while the view is open, its parameters frozen.
-    engine : Engine
+    original : torch.nn.Module
     """
 
-    def __init__(self, module, engine):
-        self.module = module
+    def __init__(self, original):
+        self.original = original
+        self._views, self._stale = {}, set()
+
+    def of(self, engine=PLAIN, bn_mode="eval"):
+        """Return the view of a kind, which is made when it is asked for first."""
+        key = engine, bn_mode
+        if key not in self._views:
+            self._views[key] = View(self.original, engine, bn_mode)
+        elif key in self._stale:
+            self._views[key].refresh()
+        self._stale.discard(key)
+        return self._views[key]
+
+    def refresh(self):
+        """Have all of them follow what has happened to the original."""
+        self._stale = set(self._views)
+
+    def distrust(self):
+        """Have all of them run the network as it is from now on."""
+        for view in self._views.values():
+            view.distrust()
+
+
+class View:
+    """A network that is run in a body of its own.
+
+    Parameters
+    ----------
+    original : torch.nn.Module
+        Never changed.
+    engine : Engine, default=PLAIN
+    bn_mode : {"eval", "train"}, default="eval"
+        With "train", batch normalisation uses the statistics of the batch.
+    """
+
+    def __init__(self, original, engine=PLAIN, bn_mode="eval"):
+        self.original = original
         self.engine = engine
-        self._run = module
-        # what only asks a fitted classifier has nothing to compile
-        if engine.compile and next(module.parameters(), None) is not None:
-            mode = {} if engine.compile is True else {"mode": engine.compile}
-            self._run = torch.compile(module, **mode)
-        self._is_open = self._is_planned = False
-        self._is_low = engine.precision is not None
-        self._pairs, self._channels_last = [], False
-        self._undo = []
+        self.bn_mode = bn_mode
+        self._begin()
+
+    def _begin(self):
+        self._kinds = [Original, Copied, Twin]
+        self._is_distrusted = False
+        self._take_next()
+
+    def _take_next(self):
+        """Go on with the next kind of replica that can be made."""
+        self._replica = None
+        while self._replica is None:
+            with suppress(CannotReplicate):
+                self._replica = self._kinds.pop()(self.original, self.bn_mode)
+        self._pairs, self._channels_last, self._kept = [], False, {}
+        self._is_planned = False
+        self._run, self._parts = self.module, None
+        # watches the first time it is run
+        self._guard = None if self._is_compiled else Guard(self._replica)
+
+    @property
+    def module(self):
+        """What is run in the place of the original."""
+        return self._replica.module
+
+    @property
+    def _is_compiled(self):
+        # what is compiled cannot be watched, and has done what it can
+        return any("_orig_mod" in m._modules for m in self.original.modules())
 
     @property
     def is_rough(self):
-        """Whether the module is run in a lower precision at present."""
-        return self._is_open and self._is_low
+        """Whether it computes in a lower precision than that of the parameters."""
+        return self.engine.precision is not None
+
+    @property
+    def is_folded(self):
+        """Whether layers have been merged or laid out anew."""
+        return bool(self._pairs) or self._channels_last
+
+    @property
+    def is_changed(self):
+        """Whether it computes in another way than the original does in evaluation mode."""
+        return (
+            self.is_rough or self.bn_mode == "train" or self.is_folded or bool(self.engine.compile)
+        )
+
+    def refresh(self):
+        """Follow what has happened to the original; tensors that were made keep their place."""
+        self._parts = None
+        if not self._replica.refresh():
+            self._begin()
+        elif self._is_planned:
+            self._change(self._pairs, self._channels_last, self.is_rough)
+
+    def distrust(self):
+        """Run the network as it is from now on: what was done to it has changed its answers."""
+        self._is_distrusted = True
+        self._pairs, self._channels_last = [], False
+        self._replica.undo()
+        self._change([], False, self.is_rough)
 
     def __call__(self, x, part=None):
-        """Return what the module returns for `x`, or a part of it that takes the same input."""
-        if not self._is_open:
-            return (self.module if part is None else part)(x)
+        """Return what the module returns for `x`, or what the member number `part` of it does."""
         if not self._is_planned:
             self._plan(x)
-            self._is_planned = True
-            if self._is_low:
-                self.close()
-                self.open()
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        run = self._run if part is None else part
-        if not self.is_rough:
+        run = self._run if part is None else self._member(part)
+        if self.is_rough:
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return first_output(run(x)).to(x.dtype)
+        if self._guard is None:
             return run(x)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return first_output(run(x)).to(x.dtype)
+        with uninterrupted(), suppress(Foreign), self._guard:
+            output = run(x)
+        if self._guard.is_touched:
+            self._take_next()
+            return self(x, part)
+        self._guard = None
+        self._compile()
+        return output
+
+    def _member(self, part):
+        if self._parts is None:
+            self._parts = get_members(self.module)
+        return self._parts[part]
+
+    def _compile(self):
+        # what only asks a fitted classifier has nothing to compile
+        if self.engine.compile and next(self.module.parameters(), None) is not None:
+            mode = {} if self.engine.compile is True else {"mode": self.engine.compile}
+            self._run = torch.compile(self.module, **mode)
 
     # --- what can be done ------------------------------------------------------------
 
     def _plan(self, x):
         """Find out by trial what can be done to this network, and do it."""
+        while not self._is_planned:
+            try:
+                self._try_changes(x.detach()[:_N_TRIED])
+                self._is_planned = True
+            except Foreign:
+                self._take_next()
+        if self.is_rough or not self.is_folded:  # otherwise they have been made in the trial
+            self._replica.undo()
+            self._change(self._pairs, self._channels_last, self.is_rough)
+
+    def _try_changes(self, x):
+        if not self._replica.may_change or self._is_distrusted or self._is_compiled:
+            self._guard = None
+            if not self._is_compiled:
+                self._compile()
+            return
         lay_out = self.engine.channels_last and _is_wide(self.module)
-        norms = _norms(self.module) if self.engine.fold else {}
-        # what is compiled cannot be watched, and has done what it can
-        is_compiled = any("_orig_mod" in m._modules for m in self.module.modules())
-        if (norms or lay_out) and not is_compiled:
-            x = x.detach()[:_N_TRIED]
-            wanted, expected = _find_pairs(self.module, norms, x)
-            for pairs, channels_last in [(wanted, lay_out), (wanted, False), ([], lay_out)]:
-                if not pairs and not channels_last:
-                    continue
-                self._undo = self._change(pairs, channels_last, None)
-                if self._agrees(x, expected, channels_last):
-                    self._pairs, self._channels_last = pairs, channels_last
-                    return
-                _restore(self._undo)
-        self._undo = self._change([], False, None)
+        norms = norms_of(self.module) if self.engine.fold else {}
+        if not norms and not lay_out and not self.is_rough:
+            return
+        with uninterrupted(), self._guard:
+            wanted, expected = find_pairs(self.module, norms, x)
+        if self._guard.is_touched:
+            raise Foreign
+        self._guard = None
+        self._compile()
+        for pairs, channels_last in [(wanted, lay_out), (wanted, False), ([], lay_out)]:
+            if not pairs and not channels_last:
+                continue
+            self._change(pairs, channels_last, False)
+            if self._agrees(x, expected, channels_last):
+                self._pairs, self._channels_last = pairs, channels_last
+                return
+            self._replica.undo()
 
     def _agrees(self, x, expected, channels_last):
         """Return whether the network, as it has been changed, computes the same."""
@@ -144,75 +258,73 @@ class View:
             if is_out_of_memory(error):
                 raise
             return False
-        return bool(
-            found.shape == expected.shape
-            and (found - expected).abs().max() <= _TOLERANCE * expected.abs().max()
-        )
+        return agree(found, expected)
 
-    # --- doing and undoing it --------------------------------------------------------
-
-    def open(self):
-        """Change the module; what is folded is computed from its present parameters."""
-        self._is_open = True
-        if self._is_planned:
-            low = torch.bfloat16 if self._is_low else None
-            self._undo = self._change(self._pairs, self._channels_last, low)
-
-    def close(self):
-        """Put the module back as it was."""
-        _restore(self._undo)
-        self._undo, self._is_open = [], False
-
-    @contextmanager
-    def set_aside(self, rough_only=False):
-        """Have the module as it was for a while, or only its precision."""
-        was_open, was_low = self._is_open, self._is_low
-        self.close()
-        try:
-            if rough_only and was_open:
-                self._is_low = False
-                self.open()
-            yield
-        finally:
-            self.close()
-            self._is_low = was_low
-            if was_open:
-                self.open()
-
-    def _change(self, pairs, channels_last, low):
-        """Change the module; return how to undo it."""
-        undo = []
+    def _change(self, pairs, channels_last, is_low):
+        """Change the replica, from its present parameters."""
+        if not self._replica.may_change:
+            return
         with torch.no_grad():
-            changed = {layer: _folded(layer, norm) for layer, norm in pairs}
-            if low is not None:
+            changed = {layer: folded(layer, norm) for layer, norm in pairs}
+            if is_low:
                 # autocast would cast what is frozen anew in each call
-                for layer in self._layers(_FOLDABLE):
+                for layer in self._layers(FOLDABLE):
                     weight, bias = changed.get(layer, (layer.weight, layer.bias))
                     if weight.dtype == torch.float32:
-                        bias = None if bias is None else bias.to(low)
-                        changed[layer] = weight.to(low), bias
+                        bias = None if bias is None else bias.to(torch.bfloat16)
+                        changed[layer] = weight.to(torch.bfloat16), bias
             if channels_last:
                 for layer in self._layers((nn.Conv2d,)):
                     weight, bias = changed.get(layer, (layer.weight, layer.bias))
                     changed[layer] = weight.to(memory_format=torch.channels_last), bias
-        for layer, values in changed.items():
-            for name, value in zip(("weight", "bias"), values, strict=True):
-                undo.append((layer._parameters, name, layer._parameters[name]))
-                layer._parameters[name] = value
-        replaced = [(norm, _identity) for _, norm in pairs]
-        if self.engine.input_gradient and low is None:
-            replaced += [
-                (layer, _FewChannels(layer))
-                for layer in self._layers((nn.Conv2d,))
-                if _has_few(layer)
-            ]
-        for module, forward in replaced:
-            undo.append((vars(module), "forward", None))
-            vars(module)["forward"] = forward
-        return undo
+            for layer, values in changed.items():
+                named = zip(("weight", "bias"), values, strict=True)
+                self._replica.change(layer, **{n: self._in_place(layer, n, v) for n, v in named})
+        for _, norm in pairs:
+            self._replica.change(norm, _identity)
+        if self.engine.input_gradient and not is_low:
+            for layer in self._layers((nn.Conv2d,)):
+                if has_few_channels(layer):
+                    self._replica.change(layer, FewChannels(layer))
+
+    def _in_place(self, layer, name, value):
+        """Write a tensor to where its predecessor was: what is captured or compiled looks there."""
+        if value is None or value is layer._parameters[name]:
+            return value
+        kept = self._kept.get((layer, name))
+        if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
+            self._kept[layer, name] = value
+            return value
+        return kept.copy_(value)
 
     def _layers(self, kinds):
-        return [m for m in self.module.modules() if type(m) in kinds and _is_untouched(m)]
+        return [m for m in self.module.modules() if type(m) in kinds and is_untouched(m)]
+
+
+def agree(found, expected):
+    """Return whether two batches of logits differ by rounding only."""
+    return bool(
+        found.shape == expected.shape
+        and (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+    )
+
+
+def get_members(module):
+    """Return the networks whose probabilities a module averages.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        One that averages others says so by a method `get_members`.
+
+    Returns
+    -------
+    list of torch.nn.Module
+        Each takes the input of `module` and returns logits; `module` itself
+        where it averages nothing.
+    """
+    own = getattr(module, "get_members", None)
+    return [module] if own is None else list(own())
 
 
 def lay_out(module, x):
@@ -221,7 +333,6 @@ def lay_out(module, x):
     Parameters
     ----------
     module : torch.nn.Module
-        In evaluation mode.
     x : torch.Tensor of shape (n, ...)
 
     Returns
@@ -232,7 +343,6 @@ def lay_out(module, x):
     """
     view = View(module, Engine(fold=False))
     view._plan(x)
-    view.close()
     if view._channels_last:
         module.to(memory_format=torch.channels_last)
     return view._channels_last
@@ -242,199 +352,5 @@ def _is_wide(module):
     return any(type(m) is nn.Conv2d and m.in_channels >= _WIDE for m in module.modules())
 
 
-def _restore(undo):
-    for place, name, value in reversed(undo):
-        if name == "forward":
-            place.pop(name, None)
-        else:
-            place[name] = value
-
-
-def first_output(output):
-    """Return the logits of a network that may return more."""
-    return output[0] if isinstance(output, (tuple, list)) else output
-
-
-def _is_untouched(module):
-    """Return whether nobody listens to the module or computes its parameters."""
-    listening = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    return not any(listening) and "forward" not in vars(module) and "weight" in module._parameters
-
-
 def _identity(x):
     return x
-
-
-# --- folding -------------------------------------------------------------------------
-
-
-def _norms(module):
-    """Return the batch normalisations that do the same to every sample."""
-    return {
-        id(m.running_mean): m
-        for m in module.modules()
-        if type(m) in _NORMS and m.running_mean is not None and not m.training and _is_untouched(m)
-    }
-
-
-def _find_pairs(module, norms, x):
-    """Return layers whose output goes to one of `norms` and nowhere else, and the logits.
-
-    The network is watched while it works on `x`, whatever its code looks like.
-    """
-    layers = {id(m.weight): m for m in module.modules() if type(m) in _FOLDABLE}
-    watch = _Watch(layers, norms)
-    with torch.no_grad(), watch:
-        logits = first_output(module(x))
-    pairs = [
-        (layer, norm)
-        for layer, norm, output in watch.pairs
-        if watch.uses[id(output)] == 1
-        and watch.calls[id(layer)] == watch.calls[id(norm)] == 1
-        and _is_untouched(layer)
-    ]
-    return pairs, logits
-
-
-class _Watch(TorchFunctionMode):
-    """Takes note of what happens to the outputs of some layers."""
-
-    def __init__(self, layers, norms):
-        super().__init__()
-        self.layers, self.norms = layers, norms
-        self.outputs, self.pairs = {}, []
-        self.uses, self.calls = Counter(), Counter()
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        given = [*args, *kwargs.values()]
-        if isinstance(result, (torch.Tensor, tuple, list)):
-            for value in _tensors_in(given):
-                if id(value) in self.outputs:
-                    self.uses[id(value)] += 1
-        if getattr(func, "__name__", "") == "batch_norm" and len(given) > 1:
-            norm = self.norms.get(id(given[1]))
-            if norm is not None:
-                self.calls[id(norm)] += 1
-                layer, output = self.outputs.get(id(given[0]), (None, None))
-                if layer is not None:
-                    self.pairs.append((layer, norm, output))
-        elif isinstance(result, torch.Tensor) and len(given) > 1:
-            layer = self.layers.get(id(given[1]))
-            if layer is not None:
-                self.calls[id(layer)] += 1
-                # holding on to the output keeps its id from being given to another tensor
-                self.outputs[id(result)] = layer, result
-        return result
-
-
-def _tensors_in(values):
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _tensors_in(value)
-
-
-def _folded(layer, norm):
-    """Return weight and bias of one layer that does what the two do."""
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight
-    shift = -norm.running_mean if layer.bias is None else layer.bias - norm.running_mean
-    bias = shift * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias
-    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-    return weight.to(layer.weight.dtype), bias.to(layer.weight.dtype)
-
-
-# --- the gradient at the input -------------------------------------------------------
-
-
-def _has_few(layer):
-    """Return whether a convolution has the kind of input for which there is a short cut."""
-    return (
-        layer.in_channels <= _FEW_CHANNELS
-        and layer.groups == 1
-        and layer.dilation == (1, 1)
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-        and layer.weight.device.type == "cpu"
-    )
-
-
-class _FewChannels:
-    """The forward pass of a convolution of which only the input gradient is wanted."""
-
-    def __init__(self, layer):
-        self.layer = layer
-
-    def __call__(self, x):
-        layer = self.layer
-        weight, bias = layer.weight, layer.bias
-        wanted = x.requires_grad and torch.is_grad_enabled()
-        if x.ndim != 4 or not wanted or torch.is_autocast_enabled("cpu"):
-            return F.conv2d(x, weight, bias, layer.stride, layer.padding)
-        return _FewChannelsConvolution.apply(x, weight, bias, layer.stride, layer.padding)
-
-
-class _FewChannelsConvolution(torch.autograd.Function):
-    """A convolution whose input gradient is a matrix product and a few shifted sums.
-
-    Libraries are slow at transposed convolutions with one or three output
-    channels, which is what the gradient at an image is: on small networks it
-    costs more than all the rest.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
-        ctx.save_for_backward(weight)
-        ctx.geometry = x.shape[2:], stride, padding
-        return F.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (weight,) = ctx.saved_tensors
-        return input_gradient(gradient, weight, *ctx.geometry), None, None, None, None
-
-
-def input_gradient(gradient, weight, size, stride, padding):
-    """Return the gradient of a 2-D convolution with respect to its input.
-
-    Parameters
-    ----------
-    gradient : torch.Tensor of shape (n, c_out, h_out, w_out)
-        With respect to the output.
-    weight : torch.Tensor of shape (c_out, c_in, k_h, k_w)
-    size : tuple of int
-        Height and width of the input.
-    stride, padding : tuple of int
-
-    Returns
-    -------
-    torch.Tensor of shape (n, c_in, height, width)
-    """
-    n, c_out, h_out, w_out = gradient.shape
-    _, c_in, k_h, k_w = weight.shape
-    taps = weight.reshape(c_out, -1).t() @ gradient.flatten(2)
-    taps = taps.reshape(n, c_in, k_h, k_w, h_out, w_out)
-    span = [(out - 1) * step + 1 for out, step in zip((h_out, w_out), stride, strict=True)]
-    room = [
-        max(reach + k - 1, side + pad)
-        for reach, k, side, pad in zip(span, (k_h, k_w), size, padding, strict=True)
-    ]
-    # first along the height, then along the width: k_h + k_w sums instead of k_h * k_w
-    rows = gradient.new_zeros(n, c_in, k_w, room[0], w_out)
-    for i in range(k_h):
-        rows[..., i : i + span[0] : stride[0], :] += taps[:, :, i]
-    result = gradient.new_zeros(n, c_in, *room)
-    for j in range(k_w):
-        result[..., j : j + span[1] : stride[1]] += rows[:, :, j]
-    return result[..., padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]

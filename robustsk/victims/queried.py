@@ -38,13 +38,14 @@ class _Asked(nn.Module):
         self.estimator = estimator
         self.columns = getattr(estimator, "feature_names_in_", None)
 
-    def forward(self, x):
+    def rows(self, x):
+        """Return a batch of tensors as the estimator wants it."""
         values = x.detach().cpu().numpy()
         if self.columns is not None and values.ndim == 2:
             import pandas as pd
 
             values = pd.DataFrame(values, columns=self.columns)
-        return torch.from_numpy(self.answer(values)).to(x.device)
+        return values
 
 
 class _Scores(_Asked):
@@ -69,11 +70,13 @@ class _Scores(_Asked):
                 f"attack that needs labels only ({ASK_FOR_LABELS})."
             )
 
-    def answer(self, values):
-        scores = np.asarray(getattr(self.estimator, self.method)(values), dtype=np.float64)
+    def forward(self, x):
+        """Return the scores, shape (n, n_classes), or those of the second of two, shape (n,)."""
+        ask = getattr(self.estimator, self.method)
+        scores = np.asarray(ask(self.rows(x)), dtype=np.float64)
         if self.method == "predict_proba":
             scores = np.log(np.maximum(scores, _SMALLEST_PROBABILITY))
-        return scores
+        return torch.from_numpy(scores).to(x.device)
 
 
 class _Labels(_Asked):
@@ -84,10 +87,11 @@ class _Labels(_Asked):
         self.classes = np.asarray(estimator.classes_)
         self.order = np.argsort(self.classes)
 
-    def answer(self, values):
-        predicted = np.asarray(self.estimator.predict(values))
+    def forward(self, x):
+        """Return 1 for the predicted label and 0 for the others, shape (n, n_classes)."""
+        predicted = np.asarray(self.estimator.predict(self.rows(x)))
         column = self.order[np.searchsorted(self.classes, predicted, sorter=self.order)]
-        return np.eye(len(self.classes))[column]
+        return torch.from_numpy(np.eye(len(self.classes))[column]).to(x.device)
 
 
 class Transformed(_Asked):
@@ -101,8 +105,8 @@ class Transformed(_Asked):
     def __init__(self, estimator):
         super().__init__(estimator, None)
 
-    def answer(self, values):
-        """Return the transformed array."""
-        result = self.estimator.transform(values)
+    def forward(self, x):
+        """Return the transformed batch."""
+        result = self.estimator.transform(self.rows(x))
         result = result.toarray() if issparse(result) else np.asarray(result)
-        return result.astype(np.float64)
+        return torch.from_numpy(result.astype(np.float64)).to(x.device)

@@ -22,11 +22,12 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 
 from ._checks import check_victim_fitted, no_gradient
+from ._folding import first_output
 from .converters import convert, convert_step, real_steps
-from .engine import first_output
+from .engine import get_members
 from .ensemble import join_victims
 from .queried import queried_victim
-from .victim import Victim, get_members
+from .victim import Victim
 
 
 def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients") -> Victim:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
-from .engine import View, first_output
-
-_BATCH_NORM = (nn.modules.batchnorm._BatchNorm,)
-
+from ._folding import first_output
+from .engine import PLAIN, Views, get_members
 
 #: What an attack may see of its victim, from most to least.
 ACCESS = ("gradients", "scores", "labels")
@@ -76,7 +73,7 @@ class Victim:
         name=None,
         differentiable=True,
     ):
-        self.module = module
+        self._module = module
         self.classes = None if classes is None else np.asarray(classes)
         self.dtype = _dtype_of(module) if dtype is None else dtype
         self.bounds = bounds
@@ -84,14 +81,19 @@ class Victim:
         self.name = name or type(module).__name__
         self.differentiable = differentiable
         self.calls = Calls()
-        self._frozen = False
-        self._view = None
+        self._view = self._views = None
+        self._spare = []
         self._inspected = False
+
+    @property
+    def module(self):
+        """The network that is asked: the user's, and in attack mode its replica."""
+        return self._module if self._view is None else self._view.module
 
     @property
     def device(self):
         """Where the model lives."""
-        tensor = next(_state_of(self.module), None)
+        tensor = next(_state_of(self._module), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
     def __call__(self, x, part=None):
@@ -100,7 +102,7 @@ class Victim:
         if self._view is not None:
             output = self._view(x, part)
         else:
-            output = (self.module if part is None else part)(x)
+            output = (self._module if part is None else get_members(self._module)[part])(x)
         logits = two_logits(output)
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
@@ -117,10 +119,8 @@ class Victim:
         list of callable
             Each maps data to logits of shape (n, n_classes), in the order of `classes`.
         """
-        parts = get_members(self.module)
-        if len(parts) == 1:
-            return [self]
-        return [partial(self, part=part) for part in parts]
+        count = len(get_members(self.module))
+        return [self] if count == 1 else [partial(self, part=part) for part in range(count)]
 
     def learn_classes(self, X):
         """Return `classes`, counting the logits of one sample where they are unknown."""
@@ -129,10 +129,10 @@ class Victim:
         return self.classes
 
     def logits(self, X):
-        """Return the logits of an array in full precision, as a tensor on the CPU."""
-        with self.frozen(), self.precise(), torch.no_grad():
+        """Return the logits of an array, as a tensor on the CPU; the model's own answer."""
+        with self.frozen() as seen, torch.no_grad():
             x = torch.from_numpy(np.array(X)).to(self.device, self.dtype)
-            return self(x).cpu()
+            return seen.itself(x).cpu()
 
     def warn_about_probabilities(self, X):
         """Warn where the module returns probabilities instead of logits.
@@ -158,26 +158,18 @@ class Victim:
         if device is None or torch.device(device) == self.device:
             return self
         other = copy.copy(self)
-        other.module = copy.deepcopy(self.module).to(device)
-        other._view = None
+        other._module = copy.deepcopy(self._module).to(device)
+        other._view, other._views, other._spare = None, None, []
         return other
 
-    def precise(self):
-        """Answer in the precision of the parameters for a while; a context."""
-        return self._view.set_aside(rough_only=True) if self.is_rough else nullcontext()
-
-    def untouched(self):
-        """Ask the module itself for a while, not a view of it; a context."""
-        return nullcontext() if self._view is None else self._view.set_aside()
-
-    @property
-    def is_rough(self):
-        """Whether answers are in a lower precision than that of the parameters at present."""
-        return self._view is not None and self._view.is_rough
+    # --- attack mode -----------------------------------------------------------------
 
     @contextmanager
     def frozen(self, bn_mode="eval", engine=None):
-        """Attack mode: evaluation behaviour, no parameter gradients, all restored.
+        """Attack mode: a victim that is a replica of this one, for the time of a context.
+
+        It is in evaluation mode and takes no gradient but that at the input. The user's model is
+        neither changed nor run, unless it is of a kind that can be neither replicated nor copied.
 
         Parameters
         ----------
@@ -186,57 +178,75 @@ class Victim:
             while its running averages stay as they are.
         engine : Engine, optional
             How the network is run; None means as it is.
+
+        Yields
+        ------
+        Victim
+            In no other thread. Asked for attack mode it yields itself, however it is run.
         """
-        if self._frozen:
+        if self._view is not None:
             yield self
             return
-        modules = list(self.module.modules())
-        modes = [m.training for m in modules]
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        statistics = []
-        self._frozen = True
+        # kept for the next time; each is in use once, and one that was interrupted no more
         try:
-            for p in parameters:
-                p.requires_grad_(False)
-            for m in modules:
-                m.training = False
-                if bn_mode == "train" and isinstance(m, _BATCH_NORM):
-                    m.training = True
-                    statistics.append((m, {k: b.clone() for k, b in m.named_buffers()}))
-            if engine is not None:
-                if self._view is None or self._view.engine != engine:
-                    self._view = View(self.module, engine)
-                self._view.open()
-            yield self
-        finally:
-            if self._view is not None:
-                self._view.close()
-            self._frozen = False
-            for p in parameters:
-                p.requires_grad_(True)
-            for m, mode in zip(modules, modes, strict=True):
-                m.training = mode
-            for m, buffers in statistics:
-                for key, value in buffers.items():
-                    getattr(m, key).copy_(value)
+            views = self._spare.pop()
+            views.refresh()
+        except IndexError:
+            views = Views(self._module)
+        other = copy.copy(self)
+        other._views = views
+        yield other._seen_by(views.of(PLAIN if engine is None else engine, bn_mode))
+        self._spare.append(views)
 
+    def _seen_by(self, view):
+        if view is self._view:
+            return self
+        other = copy.copy(self)
+        other._view = view
+        return other
 
-def get_members(module):
-    """Return the networks whose probabilities a module averages.
+    @property
+    def itself(self):
+        """The model as it predicts: in evaluation mode, in full precision, nothing changed in it.
 
-    Parameters
-    ----------
-    module : torch.nn.Module
-        One that averages others says so by a method `get_members`.
+        It has the last word on whatever is found in attack mode.
+        """
+        return self._seen_by(self._views.of(PLAIN)) if self.is_changed else self
 
-    Returns
-    -------
-    list of torch.nn.Module
-        Each takes the input of `module` and returns logits; `module` itself
-        where it averages nothing.
-    """
-    own = getattr(module, "get_members", None)
-    return [module] if own is None else list(own())
+    @property
+    def precise(self):
+        """The victim as it is seen in attack mode, in the precision of the parameters."""
+        if not self.is_rough:
+            return self
+        engine = replace(self._view.engine, precision=None)
+        return self._seen_by(self._views.of(engine, self._view.bn_mode))
+
+    @property
+    def is_rough(self):
+        """Whether answers are in a lower precision than that of the parameters."""
+        return self._view is not None and self._view.is_rough
+
+    @property
+    def is_changed(self):
+        """Whether answers are computed in another way than the model predicts."""
+        return self._view is not None and self._view.is_changed
+
+    @property
+    def is_folded(self):
+        """Whether layers of the network have been merged or laid out anew."""
+        return self._view is not None and self._view.is_folded
+
+    def distrust(self):
+        """Ask the network in attack mode as it is from now on, if what was done to it shows."""
+        self._views.distrust()
+
+    def __getstate__(self):
+        return {**vars(self), "_view": None, "_views": None, "_spare": []}
+
+    def __copy__(self):
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
 
 def two_logits(output):

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from robustsk import PGD, PGDATClassifier, score_adversarial
 from robustsk.attacks import APGD, BPDA, BaseAttack, SquareAttack
 from robustsk.models import PreActResNet, ResNet, SmallCNN
-from robustsk.victims.engine import Engine, _find_pairs, _norms, input_gradient, lay_out
+from robustsk.victims._convolution import input_gradient
+from robustsk.victims._folding import find_pairs, norms_of
+from robustsk.victims.engine import PLAIN, Engine, lay_out
 from robustsk.victims.victim import Victim
-
-PLAIN = Engine(fold=False, channels_last=False, input_gradient=False)
 
 
 def trained_statistics(module, shape):
@@ -128,9 +128,9 @@ def network(request):
 
 def run(module, x, engine):
     victim = Victim(module)
-    with victim.frozen("eval", engine):
+    with victim.frozen("eval", engine) as seen:
         z = x.clone().requires_grad_(True)
-        logits = victim(z)
+        logits = seen(z)
         (gradient,) = torch.autograd.grad(logits.sin().sum(), z)
     return logits.detach(), gradient
 
@@ -151,7 +151,7 @@ def test_a_view_computes_what_the_module_computes(network, dtype):
 
 def test_what_can_be_folded_is_found(network):
     module, n_pairs = network
-    pairs, _ = _find_pairs(module, _norms(module), torch.randn(2, 2, 8, 8))
+    pairs, _ = find_pairs(module, norms_of(module), torch.randn(2, 2, 8, 8))
     assert len(pairs) == n_pairs
     assert all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for _, norm in pairs)
 
@@ -168,8 +168,8 @@ def test_a_view_leaves_nothing_behind(network, engine):
     victim = Victim(module)
 
     def interrupted():
-        with victim.frozen("eval", engine):
-            victim(torch.randn(3, 2, 8, 8))
+        with victim.frozen("eval", engine) as seen:
+            seen(torch.randn(3, 2, 8, 8))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -188,9 +188,9 @@ def test_folding_follows_the_parameters():
     module = trained_statistics(conv_norm(nn.BatchNorm2d(8)), (2, 8, 8))
     victim, x = Victim(module), torch.randn(4, 2, 8, 8)
     for _ in range(2):
-        with victim.frozen("eval", Engine()), torch.no_grad():
-            torch.testing.assert_close(victim(x), module_output(module, x), rtol=1e-5, atol=1e-5)
-            assert len(victim._view._pairs) == 1
+        with victim.frozen("eval", Engine()) as seen, torch.no_grad():
+            torch.testing.assert_close(seen(x), module_output(module, x), rtol=1e-5, atol=1e-5)
+            assert seen.is_folded
         with torch.no_grad():
             module[0].weight.mul_(-2.0)
             module[1].running_mean.add_(1.0)
@@ -324,12 +324,12 @@ def test_low_precision_is_not_the_judge():
     model, X, y = Close(), np.full((4, 1), 1.0, dtype=np.float32), np.ones(4, dtype=int)
     x = torch.from_numpy(X)
     victim = Victim(model)
-    with victim.frozen("eval", Engine("bf16")):
-        assert (victim(x).argmax(1) == 0).all()  # wrongly
-        with victim.precise():
-            assert (victim(x).argmax(1) == 1).all()
-        assert (victim.logits(X).argmax(1) == 1).all()
-        assert (victim(x).argmax(1) == 0).all()
+    with victim.frozen("eval", Engine("bf16")) as seen:
+        assert (seen(x).argmax(1) == 0).all()  # wrongly
+        assert (seen.precise(x).argmax(1) == 1).all()
+        assert (seen.itself(x).argmax(1) == 1).all()
+        assert (seen.logits(X).argmax(1) == 1).all()
+        assert (seen(x).argmax(1) == 0).all()
     attack = PGD(eps=0.1, clip=None, random_state=0)
     for precision in (None, "bf16"):
         attack.set_params(precision=precision)
@@ -350,11 +350,9 @@ def test_low_precision_finds_about_the_same(digits):
     assert abs(scores[0] - scores[1]) <= 0.02
     victim = clf.__robustsk_victim__()
     x = torch.from_numpy(X[:8])
-    with victim.frozen("eval", Engine("bf16")), torch.no_grad():
-        rough = victim(x)
+    with victim.frozen("eval", Engine("bf16")) as seen, torch.no_grad():
+        rough, exact = seen(x), seen.precise(x)
         assert rough.dtype == torch.float32
-        with victim.precise():
-            exact = victim(x)
     assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
 
 
@@ -426,7 +424,8 @@ def test_a_compiled_network_is_left_as_it_is(digits):
     x, y = torch.from_numpy(X[:16]), torch.from_numpy(y[:16]).long()
     victim = Victim(module)
     found = attack.perturb(victim, x, y)
-    assert not victim._view._pairs
+    with victim.frozen("eval", Engine()) as seen:
+        assert not seen.is_folded
     assert torch.isclose(found, attack.perturb(clf, x, y), atol=1e-4).double().mean() > 0.95
 
 
@@ -445,8 +444,8 @@ def test_batch_statistics_are_not_folded():
     module = trained_statistics(conv_norm(nn.BatchNorm2d(8)), (2, 8, 8))
     x, y = torch.rand(6, 2, 8, 8), torch.zeros(6, dtype=torch.long)
     victim = Victim(module)
-    with victim.frozen("train", PGD(bn_mode="train")._engine()), torch.no_grad():
-        found = victim(x)
+    with victim.frozen("train", PGD(bn_mode="train")._engine()) as seen, torch.no_grad():
+        found = seen(x)
     with torch.no_grad():
         torch.testing.assert_close(found, copy.deepcopy(module).train()(x))
     small = SmallCNN((2, 8, 8), 4)

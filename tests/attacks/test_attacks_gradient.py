@@ -405,8 +405,8 @@ def predict(model, X):
     if not isinstance(model, nn.Module):
         return model.predict(X)
     victim = as_victim(model)
-    with victim.frozen(), torch.no_grad():
-        return victim(torch.as_tensor(X).to(victim.dtype)).argmax(1).numpy()
+    with victim.frozen() as seen, torch.no_grad():
+        return seen(torch.as_tensor(X).to(victim.dtype)).argmax(1).numpy()
 
 
 SETTINGS = [

@@ -37,8 +37,8 @@ NAMES = np.array(["zebra", "ant", "fox"])
 
 def logits(model, X):
     victim = as_victim(model)
-    with victim.frozen(), torch.no_grad():
-        return victim(torch.as_tensor(X).to(victim.dtype)).double().numpy()
+    with victim.frozen() as seen, torch.no_grad():
+        return seen(torch.as_tensor(X).to(victim.dtype)).double().numpy()
 
 
 def assert_gradients(model, X):
@@ -46,9 +46,9 @@ def assert_gradients(model, X):
     victim = as_victim(model)
     assert victim.dtype == torch.float64
     x = torch.tensor(np.asarray(X, dtype=np.float64), requires_grad=True)
-    with victim.frozen():
-        assert torch.autograd.gradcheck(victim, (x,), eps=1e-6, atol=1e-5)
-        (gradient,) = torch.autograd.grad(victim(x)[:, -1].sum(), x)
+    with victim.frozen() as seen:
+        assert torch.autograd.gradcheck(seen, (x,), eps=1e-6, atol=1e-5)
+        (gradient,) = torch.autograd.grad(seen(x)[:, -1].sum(), x)
     assert gradient.abs().max() > 0
 
 
@@ -327,17 +327,20 @@ def test_moving_leaves_the_original_where_it_is():
     assert as_victim(nn.Identity()).device.type == "cpu"
 
 
-def test_frozen_is_reentrant_and_restores_once():
+def test_attack_mode_is_that_of_a_replica():
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout()).train()
     victim = as_victim(module)
-    with victim.frozen():
-        with victim.frozen():
-            assert not module.training
-        assert not module[1].training
-        assert not module[0].weight.requires_grad
-    assert module.training
-    assert module[1].training
-    assert module[0].weight.requires_grad
+    with victim.frozen() as seen, seen.frozen("train") as again:
+        assert again is seen
+        assert not any(m.training for m in seen.module.modules())
+        assert not any(p.requires_grad for p in seen.module.parameters())
+        assert seen.module[0].weight.data_ptr() == module[0].weight.data_ptr()
+        assert all(m.training for m in module.modules())
+        assert all(p.requires_grad for p in module.parameters())
+        first = seen.module
+    with victim.frozen() as seen, victim.frozen() as other:
+        assert seen.module is first
+        assert other.module is not first
 
 
 # --- skorch and our own ---------------------------------------------------------------

@@ -28,8 +28,8 @@ from robustsk.attacks import as_victim
 
 def logits_of(model, X):
     victim = as_victim(model)
-    with victim.frozen(), torch.no_grad():
-        return victim(torch.as_tensor(X).to(victim.dtype)).double()
+    with victim.frozen() as seen, torch.no_grad():
+        return seen(torch.as_tensor(X).to(victim.dtype)).double()
 
 
 @norms_on("table")

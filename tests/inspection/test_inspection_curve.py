@@ -111,9 +111,9 @@ def test_attacks_survivors_only(clf):
     seen = []
 
     class Spy(BIM):
-        def run(self, X, *args, **kwargs):
-            seen.append((self.eps, len(X)))
-            return super().run(X, *args, **kwargs)
+        def run(self, prepared, *args, **kwargs):
+            seen.append((self.eps, len(prepared.X)))
+            return super().run(prepared, *args, **kwargs)
 
     disp = curve(clf, X, Y, attack=Spy(clip=BOX), eps_range=EPS)
     counts = np.round(disp.accuracy * len(Y)).astype(int)

@@ -241,9 +241,9 @@ def test_broken_samples_are_not_attacked_again():
     seen = []
 
     class Spy(FGSM):
-        def run(self, X, *args, **kwargs):
-            seen.append((self.eps, len(X)))
-            return super().run(X, *args, **kwargs)
+        def run(self, prepared, *args, **kwargs):
+            seen.append((self.eps, len(prepared.X)))
+            return super().run(prepared, *args, **kwargs)
 
     half_accuracy_eps(CLF, X2, Y2, Spy(eps=0.1, clip=None))
     for (eps, n), (later, m) in itertools.combinations(seen, 2):
@@ -372,7 +372,7 @@ def test_separation_of_two_points():
 
 
 def test_natural_loss_is_log_loss():
-    clf = LogisticRegression(max_iter=1000).fit(X, Y)
+    clf = LogisticRegression(max_iter=1000, tol=1e-8).fit(X, Y)
     tree = DecisionTreeClassifier(max_depth=2, random_state=0).fit(X, Y)
     for model in (clf, FrozenEstimator(clf)):
         expected = log_loss(Y, clf.predict_proba(X))
@@ -380,7 +380,9 @@ def test_natural_loss_is_log_loss():
     smooth = np.maximum(tree.predict_proba(X)[np.arange(150), Y], 1e-12)
     assert natural_loss(tree, X, Y) == pytest.approx(-np.log(smooth).mean(), rel=1e-6)
     names = np.array(["z", "x", "y"])[Y]
-    named = LogisticRegression(max_iter=1000).fit(pd.DataFrame(X, columns=list("abcd")), names)
+    named = LogisticRegression(max_iter=1000, tol=1e-8).fit(
+        pd.DataFrame(X, columns=list("abcd")), names
+    )
     found = natural_loss(named, pd.DataFrame(X, columns=list("abcd")), names)
     assert found == pytest.approx(log_loss(Y, clf.predict_proba(X)), rel=1e-4)
 

@@ -48,13 +48,7 @@ def descend(
     torch.Tensor of the shape of ``batch.x``
     """
     runs = n_restarts if random_start != "none" else 1
-    options = {
-        "n_steps": n_steps,
-        "step_size": step_size,
-        "random_start": random_start,
-        "start_std": start_std,
-        "momentum": momentum,
-    }
+    climb = _advanced if batch.keep == "last" else _tracked
     if batch.keep == "last" and runs == 1:
         z = batch.ball.random_start(random_start, batch.noise, Stream.START, start_std)
         return _advance(batch, z, n_steps, step_size, momentum)
@@ -70,7 +64,14 @@ def descend(
             break
         part = batch if len(todo) == len(best) else batch.select(todo)
         count = n_together(part.x, runs - run) if run else 1
-        found = _run(part, range(run, run + count), **options)
+        z = torch.cat(
+            [
+                part.ball.random_start(random_start, part.noise, Stream.START + s, start_std)
+                for s in range(run, run + count)
+            ]
+        )
+        has_moved = random_start != "none"
+        found = climb(repeat(part, count), z, len(todo), has_moved, n_steps, step_size, momentum)
         run += count
         for z, fooled, value in zip(*(result.split(len(todo)) for result in found), strict=True):
             # the first run that fools the victim wins, and before that the highest objective
@@ -126,19 +127,8 @@ def _accumulate(velocity, gradient, momentum):
     return gradient if velocity is None else momentum * velocity + gradient
 
 
-def _run(batch, streams, *, n_steps, step_size, random_start, start_std, momentum):
-    """Return the results of some runs, where they fool the victim, and their objectives."""
-    n_samples = len(batch.x)
-    z = torch.cat(
-        [
-            batch.ball.random_start(random_start, batch.noise, Stream.START + s, start_std)
-            for s in streams
-        ]
-    )
-    batch = repeat(batch, len(streams))
-    if batch.keep != "last":
-        has_moved = random_start != "none"
-        return _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum)
+def _advanced(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
+    """Take all steps; return the last iterates, that they do not count as successes, and values."""
     z = _advance(batch, z, n_steps, step_size, momentum)
     with torch.no_grad():
         value = batch.value(batch.victim(z)).to(z.dtype)
@@ -146,7 +136,7 @@ def _run(batch, streams, *, n_steps, step_size, random_start, start_std, momentu
 
 
 def _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
-    """Take the steps and watch for iterates that fool the victim."""
+    """Take the steps; return the results, where they fool the victim, and their objectives."""
     result = z.clone()
     hit = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     alive = torch.arange(len(z), device=z.device)

@@ -117,6 +117,8 @@ class APGD(BaseGradientAttack):
     True
     """
 
+    target_parameters = ("n_targets",)
+
     def __init__(
         self,
         estimator: Any = None,

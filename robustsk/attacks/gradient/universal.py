@@ -118,46 +118,43 @@ class UniversalPerturbation(BaseGradientAttack):
             vars(self).pop(name, None)
         super().fit(X, y)
         if self.target is None or np.ndim(self.target) != 1:
-            values = check_floats(X)
-            delta, self.fooling_rate_ = self._learn_by_batches(
-                values, None, self._victim(), bounds=self.clip_bounds_
-            )
+            prepared = self.prepare(self._victim(), check_floats(X), bounds=self.clip_bounds_)
+            delta, self.fooling_rate_ = self._learn_by_batches(prepared)
             self.perturbation_ = delta.cpu().numpy()
+            prepared.batches.warn(3)
         return self
 
-    def run(self, X, y, victim, *, keep="worst", **options):
+    def run(self, prepared, keep="worst"):
         """Attack validated arrays; see :meth:`BaseAttack.run`.
 
         Parameters
         ----------
-        X, y, victim, keep, **options
+        prepared, keep
             As there.
         """
         attack = self
         if not hasattr(self, "perturbation_"):
-            known = {name: options[name] for name in ("bounds", "original") if name in options}
             attack = copy.copy(self)
-            attack.perturbation_ = self._learn_by_batches(X, y, victim, **known)[0]
-        return super(UniversalPerturbation, attack).run(X, y, victim, keep=keep, **options)
+            attack.perturbation_ = self._learn_by_batches(prepared)[0]
+        # the same targets as those it was learned for
+        prepared = prepared.by(attack, seed=prepared.seed)
+        return super(UniversalPerturbation, attack).run(prepared, keep)
 
     def _attack_batch(self, batch):
         delta = getattr(self, "perturbation_", None)
-        if "_seen" in vars(self):  # a pass over all samples, of which this is one batch
-            self._seen.append(self._look(batch, delta))
-            return batch.x
         if delta is None:
             delta = self._learn(lambda delta: [self._look(batch, delta)])[0]
         return batch.ball.project(batch.x + torch.as_tensor(delta).to(batch.x))
 
-    def _learn_by_batches(self, X, y, victim, **options):
-        attack = copy.copy(self)
-        attack.verbose = 0
-        attack.random_state = self._draw_seed()  # the same in all passes
-
+    def _learn_by_batches(self, prepared):
         def look(delta):
-            attack.perturbation_, attack._seen = delta, []
-            super(UniversalPerturbation, attack).run(X, y, victim, keep="last", **options)
-            return attack._seen
+            parts = []
+            with prepared.victim.frozen(self.bn_mode, self._engine()) as seen:
+                for attempt in prepared.batches.over(len(prepared.X)):
+                    with attempt as rows:
+                        _, batch = prepared.look(seen, rows, "last")
+                        parts.append(self._look(batch, delta))
+            return parts
 
         return self._learn(look)
 

@@ -100,6 +100,8 @@ class FAB(BaseMinimalAttack):
     (0.86, 0.0)
     """
 
+    target_parameters = ("n_targets",)
+
     def __init__(
         self,
         estimator: Any = None,

@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import check_consistent_length
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..._containers import Batches, chunks, copy_of, dataset_labels, is_dataset, take
-from ..._validation import check_count, check_labels, encode_labels
+from ..._containers import Batches, chunks, copy_of, dataset_labels, is_dataset
+from ..._validation import check_count
 from ...losses import margin
-from ...victims.resolve import as_victim
 from ...victims.victim import ACCESS
 from ..base import BaseAttack
 from ..noise import SampleNoise
-from ..targeting import BY_PREDICTION, check_target, choose_target, restrict_targets
+from ..targeting import choose_target, encode_target
 from ..threat import check_norm
 from ._cascade import (
     LOST_GRADIENTS,
@@ -198,6 +196,16 @@ class AutoAttack(BaseAttack):
         self.audit = audit
         self.state_path = state_path
 
+    #: Effort goes to the samples that are closest to the border.
+    whole_runs = True
+
+    @property
+    def remark(self):
+        """What whoever reads a report must know about the result."""
+        if self.version != "fast":
+            return None
+        return "a cheaper cascade than the AutoAttack of the literature"
+
     # --- what is run -----------------------------------------------------------------
 
     def _stages(self, n_classes):
@@ -316,23 +324,16 @@ class AutoAttack(BaseAttack):
             y = dataset_labels(X)
         if y is None:
             raise ValueError("evaluate needs the true labels y.")
-        victim = self._victim()
-        bounds = self._known_bounds(victim)
-        values = self._check_X(X, victim)
-        y = np.asarray(check_labels(y))
-        check_consistent_length(values, y)
-        check_target(self, values, y, victim)
-        index = encode_labels(y, victim.learn_classes(values), "y")
-        batches = Batches(self._n_at_a_time(values, victim))
-        correct = predicted_classes(victim, values, batches) == index
-        stage, X_adv, log = np.full(len(y), -2), copy_of(values), []
+        prepared = self._prepare_own(X, y)
+        values, victim = prepared.X, prepared.victim
+        correct = predicted_classes(victim, values, prepared.batches) == prepared.index
+        stage, X_adv, log = np.full(len(correct), -2), copy_of(values), []
         if correct.any():
-            attack = restrict_targets(self, correct)._with(_batches=batches)
-            state = attack._run(take(values, correct), y[correct], victim, bounds, X)
+            state = self._run(prepared.take(correct))
             stage[correct], X_adv[correct], log = state.stage, state.X_adv, state.log
-        batches.warn()
+        prepared.batches.warn(3)
         # counts, so that equal shares are equal numbers
-        left = [round(entry.robust_accuracy * correct.sum()) / len(y) for entry in log]
+        left = [round(entry.robust_accuracy * correct.sum()) / len(correct) for entry in log]
         return AutoAttackResult(
             version=self.version,
             clean_accuracy=float(correct.mean()),
@@ -342,125 +343,113 @@ class AutoAttack(BaseAttack):
             X_adv=X_adv,
         )
 
-    def run(self, X, y, victim, *, bounds=None, keep="worst", original=None, return_info=False):
-        """Attack validated arrays stage by stage; see :class:`BaseAttack`.
+    def run(self, prepared, keep="worst"):
+        """Attack validated arrays stage by stage; see :meth:`BaseAttack.run`.
 
         Parameters
         ----------
-        X : ndarray or Rows of shape (n_samples, ...)
-        y : array-like of shape (n_samples,) or None
-        victim : Victim
-        bounds : tuple of (low, high), optional
+        prepared : Prepared
         keep : {"last", "worst", "first"}, default="worst"
             Without a meaning here: a sample that is fooled is done.
-        original : object, optional
-        return_info : bool, default=False
 
         Returns
         -------
-        X_adv : ndarray of the shape and dtype of `X`
+        X_adv : ndarray of the shape and dtype of the samples
         info : dict of str to ndarray
-            Only with `return_info`.
         """
-        state = self._run(X, y, victim, bounds, original)
-        return (state.X_adv, {"stage": state.stage}) if return_info else state.X_adv
+        state = self._run(prepared)
+        return state.X_adv, {"stage": state.stage}
 
-    def perturb(
-        self,
-        model,
-        x,
-        y=None,
-        objective=None,
-        *,
-        bounds=None,
-        seed=None,
-        keep="last",
-        return_info=False,
+    def perturb_prepared(
+        self, prepared, x, y=None, objective=None, *, seed=None, keep="last", clean_logits=None
     ):
-        """Attack one batch of tensors; see :meth:`BaseAttack.perturb`."""
-        victim = as_victim(model, attack=type(self).__name__, access=self.access)
+        """Attack one batch of tensors; see :meth:`BaseAttack.perturb`.
+
+        Parameters
+        ----------
+        prepared : Prepared
+        x, y, objective, seed, keep, clean_logits
+            As there; the stages have objectives of their own.
+
+        Returns
+        -------
+        x_adv : torch.Tensor of the shape of `x`
+        info : dict of str to torch.Tensor
+        """
         if len(x) == 0:
-            return (x.detach().clone(), {}) if return_info else x.detach().clone()
-        values = x.detach().cpu().numpy()
-        labels = None if y is None else victim.learn_classes(values)[y.cpu().numpy()]
-        if bounds is None:
-            bounds = getattr(self, "clip_bounds_", victim.bounds)
+            return x.detach().clone(), {}
+        values, victim = x.detach().cpu().numpy(), prepared.victim
         attack = self if seed is None else self._with(random_state=seed)
-        state = attack._run(values, labels, victim, bounds)
-        x_adv = torch.from_numpy(state.X_adv).to(x)
-        return (x_adv, {"stage": torch.from_numpy(state.stage)}) if return_info else x_adv
+        state = attack._run(
+            replace(
+                prepared,
+                attack=attack,
+                X=values,
+                index=None if y is None else y.cpu().numpy(),
+                target=encode_target(self.target, victim.learn_classes(values), len(values)),
+                batches=Batches(self._n_at_a_time(values, victim)),
+                seed=attack._draw_seed(),
+            )
+        )
+        return torch.from_numpy(state.X_adv).to(x), {"stage": torch.from_numpy(state.stage)}
 
     def _attack_batch(self, batch):
         raise TypeError("AutoAttack is a whole evaluation and cannot be part of another attack.")
 
-    def _run(self, X, y, victim, bounds, original=None):
-        victim = victim.to(None if self.device in ("auto", None) else self.device)
-        shared = getattr(self, "_batches", None)
-        batches = Batches(self._n_at_a_time(X, victim)) if shared is None else shared
+    def _run(self, prepared):
+        X, victim, batches = prepared.X, prepared.victim, prepared.batches
         n_classes = len(victim.learn_classes(X))
         stages = self._stages(n_classes)
-        seed = self._draw_seed()
-        if y is None:
+        index = prepared.index
+        if index is None:
             index = predicted_classes(victim, X, batches)
-        else:
-            index = encode_labels(check_labels(y), victim.classes, "y")
-            check_consistent_length(X, index)
-        labels = victim.classes[index]
-        fingerprint = self._fingerprint(X, index, victim, seed, batches)
-        state = State(X, fingerprint, seed, self.state_path)
+        fingerprint = self._fingerprint(X, index, victim, prepared.seed, batches)
+        state = State(X, fingerprint, prepared.seed, self.state_path)
         seed = state.seed
-        target = self._target_index(X, index, victim, seed, batches)
+        target = prepared.target
+        if target is None and self.target is not None:
+            target = self._chosen_targets(X, index, victim, seed, batches)
         settings = {name: getattr(self, name) for name in SHARED}
+        if self.eps is None:  # which means something else to an attack for the closest example
+            settings["eps"] = prepared.eps
         if target is not None:
             settings["target"] = victim.classes[target]
 
         def attack_rows(attack, number, rows):
-            attack = attack._with(**settings, random_state=seed + number, _batches=batches)
-            attack = restrict_targets(attack, rows)
-            if target is not None and hasattr(attack, "n_targets"):
-                attack.n_targets = None
-            found = attack.run(
-                X[rows],
-                labels[rows],
-                victim,
-                bounds=bounds,
-                keep="first",
-                original=original if number == 0 else None,
+            given = {} if target is None else dict.fromkeys(attack.target_parameters)
+            attack = attack._with(**settings, **given, random_state=seed + number)
+            part = prepared.take(rows).by(
+                attack,
+                index=index[rows],
+                target=None if target is None else target[rows],
             )
-            logits = in_batches(victim, found, batches).double()
+            found, _ = part.attack.run(part, keep="first")
+            logits = in_batches(prepared.victim, found, batches).double()
             own = torch.from_numpy((index if target is None else target)[rows])
             margins = margin(logits, own).numpy() * (1 if target is None else -1)
             # a tie goes to the class that argmax names
             hit = (logits.argmax(1) == own).numpy() != (target is None)
             return found, hit, margins
 
-        with victim.frozen(self.bn_mode, self._engine()):
+        with victim.frozen(self.bn_mode, self._engine()) as seen:
+            prepared = replace(prepared, victim=seen)
             if self.access == "gradients":
-                stages = self._checked(stages, X, index, victim, n_classes, batches)
-            self._cascade(stages, attack_rows, seed, state, victim, n_classes, batches.first)
-        if shared is None:
-            batches.warn()
+                stages = self._checked(stages, X, index, seen, n_classes, batches)
+            self._cascade(stages, attack_rows, seed, state, seen, n_classes, batches.first)
         return state
 
-    def _target_index(self, X, index, victim, seed, batches):
+    def _chosen_targets(self, X, index, victim, seed, batches):
         """Return the class to reach for every sample, decided on the clean predictions."""
-        if self.target is None:
-            return None
-        if isinstance(self.target, str) and self.target in BY_PREDICTION:
-            target = np.empty_like(index)
+        target = np.empty_like(index)
 
-            def choose(rows):
-                x = np.array(X[rows])
-                noise = SampleNoise(torch.from_numpy(x), seed)
-                own = torch.from_numpy(index[rows])
-                target[rows] = choose_target(self.target, victim.logits(x), own, noise).numpy()
+        def choose(rows):
+            x = np.array(X[rows])
+            noise = SampleNoise(torch.from_numpy(x), seed)
+            own = torch.from_numpy(index[rows])
+            target[rows] = choose_target(self.target, victim.logits(x), own, noise).numpy()
 
-            batches.run(choose, len(X))
-            return target
-        if np.ndim(self.target) == 1:
-            check_consistent_length(X, self.target)
-        target = encode_labels(self.target, victim.classes, "target")
-        return np.broadcast_to(target, (len(X),)).copy()
+        batches.run(choose, len(X))
+        return target
 
     def _fingerprint(self, X, index, victim, seed, batches):
         """Return what must be equal for a state to be continued, None if there is no file."""

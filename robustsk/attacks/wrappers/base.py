@@ -110,8 +110,22 @@ class SeenVictim(Victim):
     """
 
     def __init__(self, seen):
-        vars(self).update(vars(seen))
+        super().__init__(
+            seen.module,
+            classes=seen.classes,
+            dtype=seen.dtype,
+            bounds=seen.bounds,
+            is_image=seen.is_image,
+            name=seen.name,
+            differentiable=seen.differentiable,
+        )
+        self.calls = seen.calls
         self.seen = seen
+
+    @property
+    def module(self):
+        """The network that is asked in the end."""
+        return self.seen.module
 
     def members(self):
         """Return the victim: what it is asked in another way is one model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,8 +128,6 @@ class BPDA(BaseWrapper):
             return _straight_through(stand_in, args[0], output) if torch.is_grad_enabled() else None
 
         with ExitStack() as hooks:
-            # what a hook sees must be what the layer itself returns
-            hooks.enter_context(batch.victim.untouched() if self.layer else nullcontext())
             for module in self._opaque(batch.victim.module):
                 hooks.callback(module.register_forward_hook(replace_gradient).remove)
             return super()._attack_batch(batch)

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from ..._validation import check_count
+from ...victims.resolve import as_victim
 from ..base import BaseAttack
 from ..batch import AttackBatch
 from ..noise import seeded
@@ -107,18 +108,22 @@ class EOT(BaseWrapper):
         self.n_draws = n_draws
         self.average = average
 
-    def run(self, X, y, victim, **options):
-        """Attack validated arrays; see :meth:`BaseAttack.run`.
+    def prepare(self, model, X, y=None, **known):
+        """Settle everything before the first question; see :meth:`BaseAttack.prepare`.
 
         Parameters
         ----------
-        X, y, victim, **options
+        model, X, y, **known
             As there.
         """
-        # a random model is also asked about its classes and about rounded results
+        victim = as_victim(model, attack=type(self).__name__, access=self.access)
         device = self._resolved().device
+        # a random model is also asked about its classes
         with seeded(0, victim.device if device in ("auto", None) else torch.device(device)):
-            return super().run(X, y, victim, **options)
+            return super().prepare(victim, X, y, **known)
+
+    def _same_each_time(self, device):
+        return seeded(0, device)
 
     def _see(self, victim, seed):
         n_draws = check_count(self.n_draws, "n_draws")

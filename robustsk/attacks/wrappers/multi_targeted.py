@@ -73,6 +73,8 @@ class MultiTargeted(BaseWrapper):
     #: The target is what this attack chooses.
     targetable = False
 
+    target_parameters = ("n_targets",)
+
     def __init__(
         self,
         estimator: Any = None,

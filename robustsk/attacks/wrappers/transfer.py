@@ -144,8 +144,8 @@ class TransferAttack(BaseWrapper):
             )
         inner = self._inner
         known = as_victim(surrogate, attack=type(inner).__name__, access=inner.access)
-        with known.frozen(self.bn_mode, self._engine()):
-            surrogate = inner._see(_InTermsOf(known, batch.victim), 0)
+        with known.frozen(self.bn_mode, self._engine()) as seen:
+            surrogate = inner._see(_InTermsOf(seen, batch.victim), 0)
             keep = "last" if batch.keep == "last" else "worst"
             batch = replace(batch, victim=surrogate, keep=keep, clean_logits=None)
             if isinstance(self.target, str) and self.target in BY_PREDICTION:

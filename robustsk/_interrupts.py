@@ -7,6 +7,11 @@ import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import torch
+
+#: Devices on which arithmetic may be cast.
+_CAST = ("cpu", "cuda")
+
 
 @contextmanager
 def uninterrupted():
@@ -32,13 +37,35 @@ def uninterrupted():
     def note(*arrived):
         noted.append(arrived)
 
-    signal.signal(signal.SIGINT, note)
     try:
+        signal.signal(signal.SIGINT, note)
         yield partial(_Interruptible, handler, note, noted)
     finally:
         signal.signal(signal.SIGINT, handler)
         if noted:
             handler(*noted[0])
+
+
+@contextmanager
+def settings_kept():
+    """Leave gradients and autocast switched on or off as they were, however a block ends.
+
+    An interrupt on the way out of a context of torch can leave it in place.
+    """
+    with uninterrupted() as interruptible:
+        gradients = torch.is_grad_enabled()
+        casts = [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in _CAST
+        ]
+        try:
+            with interruptible():
+                yield
+        finally:
+            torch.set_grad_enabled(gradients)
+            for kind, enabled, dtype in casts:
+                torch.set_autocast_enabled(kind, enabled)
+                torch.set_autocast_dtype(kind, dtype)
 
 
 class _Interruptible:

@@ -300,6 +300,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """Return what the attack takes the victim for; `seed` is for what is random in it."""
         return victim
 
+    @property
+    def _has_own_perturb(self):
+        """Whether a subclass has another torch face, which is then asked for everything."""
+        return type(self).perturb is not BaseAttack.perturb
+
     def _same_each_time(self, device):
         """Return a context in which a model that answers at random gives the same answers again."""
         return nullcontext()
@@ -488,7 +493,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         victim = attack._victim()
         bounds = attack._known_bounds(victim)
         values = attack._check_X(X, victim)
-        return attack.prepare(victim, values, y, bounds=bounds, original=X)
+        return attack.prepare(
+            victim, values, y, bounds=bounds, original=X, in_parts=attack.whole_runs
+        )
 
     def _check_X(self, X, victim):
         """Return `X` as a validated array, or as `Rows` that are validated when they are read."""

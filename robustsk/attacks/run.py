@@ -36,6 +36,8 @@ class Prepared:
         Zero for features that are frozen.
     lower, upper : ndarray or None
         Valid range, None where there is none.
+    bounds : tuple of (low, high) or None
+        The range for ``clip="auto"``.
     X : ndarray or Rows of shape (n_samples, ...) or None
         Finite floating-point data. What is not in memory is read batch by batch.
     index : ndarray of int64 of shape (n_samples,) or None
@@ -55,6 +57,7 @@ class Prepared:
     eps: Any
     lower: Any
     upper: Any
+    bounds: Any = None
     X: np.ndarray | Rows | None = None
     index: np.ndarray | None = None
     target: np.ndarray | None = None
@@ -142,7 +145,7 @@ class Prepared:
         )
 
     def by(self, attack, **settled):
-        """Return the run of another attack on the same samples, in the same ball and box.
+        """Return the run of another attack on the same samples, in the same range.
 
         Parameters
         ----------
@@ -151,9 +154,11 @@ class Prepared:
             Other attributes; `seed` is drawn from the attack where it is not given.
         """
         attack = attack._resolved()
+        norm = check_norm(attack.norm, attack.supported_norms)
+        eps = attack._effective_eps(norm, self.X.shape[1:])
         if "seed" not in settled:
             settled["seed"] = attack._draw_seed()
-        return replace(self, attack=attack, _limits={}, **settled)
+        return replace(self, attack=attack, norm=norm, eps=eps, _limits={}, **settled)
 
     def resized(self, eps):
         """Return the run with another radius."""
@@ -194,10 +199,10 @@ def prepare(attack, model, X, y=None, *, bounds=None, batches=None, original=Non
     eps = attack._effective_eps(norm, shape)
     lower, upper = attack._box(bounds)
     if isinstance(X, tuple):
-        return Prepared(attack, victim, norm, eps, lower, upper)
+        return Prepared(attack, victim, norm, eps, lower, upper, bounds)
     victim = victim.to(None if attack.device in ("auto", None) else attack.device)
     warn_about_units(X if original is None else original, eps, stacklevel=5)
-    prepared = Prepared(attack, victim, norm, eps, lower, upper, X)
+    prepared = Prepared(attack, victim, norm, eps, lower, upper, bounds, X)
     prepared.is_checked = isinstance(attack.clip, str) or not (in_parts and isinstance(X, Rows))
     if prepared.is_checked and not isinstance(attack.clip, str):
         check_range(X, lower, upper)
@@ -279,7 +284,10 @@ def run(attack, prepared, keep="worst"):
         for attempt in batches.over(len(X)):
             with attempt as rows:
                 clean, batch = prepared.look(seen, rows, keep)
-                z = attack._attack_batch(batch).detach()
+                if attack._has_own_perturb:
+                    z = _perturb(attack, prepared, seen, rows, batch)
+                else:
+                    z = attack._attack_batch(batch).detach()
                 settled = prepared.settle(z, batch.x, clean)
                 _note(info, rows, batch.info, len(X))
                 # asking again would cost more than was allowed
@@ -298,12 +306,30 @@ def run(attack, prepared, keep="worst"):
 def _attack_again(prepared, itself, rows, info):
     """Attack the model as it is; what is counted goes on being counted."""
     clean, batch = prepared.look(itself, rows, "worst")
-    z = prepared.attack._attack_batch(batch).detach()
+    z = _perturb(prepared.attack, prepared, itself, rows, batch)
     counts = {n: v[rows] for n, v in info.items() if n.startswith("n_")}
     _note(info, rows, batch.info, len(prepared.X))
     for name, count in counts.items():
         info[name][rows] += count
     return prepared.settle(z, batch.x, clean)
+
+
+def _perturb(attack, prepared, seen, rows, batch):
+    """Return the perturbed batch, by a `perturb` that a subclass has defined where there is one."""
+    if not attack._has_own_perturb:
+        return attack._attack_batch(batch).detach()
+    if prepared.target is not None and np.ndim(attack.target) == 1:
+        attack = attack._with(target=seen.classes[prepared.target[rows]])
+    z, batch.info = attack.perturb(
+        seen,
+        batch.x,
+        batch.y,
+        bounds=prepared.bounds,
+        seed=prepared.seed,
+        keep=batch.keep,
+        return_info=True,
+    )
+    return z
 
 
 def _note(info, rows, found, n_samples):
@@ -324,17 +350,23 @@ def _unconfirmed(seen, batch, z, settled):
     to make the network fast has changed what it computes, and nothing that was found is of use.
     """
     open_ = (settled != z).flatten(1).any(1)
+    if seen.has_batch_statistics:
+        return torch.zeros_like(open_)  # an answer about some of a batch is another one
     if seen.is_changed:
         open_[:] = True
     if not open_.any():
         return open_
     rows = open_.nonzero()[:, 0]
-    rows = rows[~batch.select(rows).fooled(seen.itself(settled[rows]))]
-    if len(rows):
-        rows = rows[batch.select(rows).fooled(seen(z[rows]))]
+    answers = seen.itself(settled[rows])
+    missed = ~batch.select(rows).fooled(answers)
+    rows, answers = rows[missed], answers[missed]
     open_[:] = False
-    open_[rows] = True
-    if seen.is_folded and len(rows) and not agree(seen.precise(z[rows]), seen.itself(z[rows])):
+    if len(rows) == 0:
+        return open_
+    seemed = seen(z[rows])
+    if seen.is_folded and not agree(seen.precise(z[rows]) if seen.is_rough else seemed, answers):
         seen.distrust()
         open_[:] = True
+        return open_
+    open_[rows[batch.select(rows).fooled(seemed)]] = True
     return open_

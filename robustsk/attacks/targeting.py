@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from sklearn.utils.validation import check_consistent_length
 
 from .._validation import check_count, encode_labels
 from .batch import AttackBatch
@@ -32,8 +31,16 @@ def encode_target(target, classes, n_samples):
     """
     if target is None or (isinstance(target, str) and target in BY_PREDICTION):
         return None
-    if np.ndim(target) == 1:
-        check_consistent_length(target, range(n_samples))
+    if np.ndim(target) > 1:
+        raise ValueError(
+            f"target has the shape {np.shape(target)}: give one label, or an array with one for "
+            "each sample."
+        )
+    if np.ndim(target) == 1 and len(target) != n_samples:
+        raise ValueError(
+            f"target has {len(target)} labels and X {n_samples} (inconsistent numbers of samples): "
+            "give one label for all samples, or one for each."
+        )
     return np.broadcast_to(encode_labels(target, classes, "target"), (n_samples,)).copy()
 
 

@@ -188,11 +188,21 @@ class TrainingLoop:
         for batch in self._batches(self.get_dataset(X), training):
             yield to_device(self.evaluation_step(batch, training=training), device=device)
 
+    def notify(self, method_name, **kwargs):
+        """Call the callbacks; called by skorch.
+
+        Random numbers are those of this training, but at the end of an epoch and of the training:
+        callbacks that score there may wait for threads that draw too.
+        """
+        if self._generator is None or method_name in ("on_epoch_end", "on_train_end"):
+            return super().notify(method_name, **kwargs)
+        with self._generator.in_use() as interruptible, interruptible():
+            return super().notify(method_name, **kwargs)
+
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
         """Train or validate on all batches; called by skorch.
 
-        Random numbers are those of this training while a batch is fetched and while it is used,
-        but not in callbacks, which may wait for threads that draw too.
+        Random numbers are those of this training while a batch is fetched and while it is used.
         """
         own, step = self._generator, step_fn
         if own is not None and iterator is not None:
@@ -370,7 +380,9 @@ def _is_the_same_in_training(module, x):
     if next(module.buffers(), None) is not None:
         return False
     devices = [x.device] if x.is_cuda else []
-    with Victim(module).frozen() as seen:
+    victim = Victim(module)
+    victim.is_ours = True
+    with victim.frozen() as seen:
         replica = seen.module
         if replica is module:
             return False

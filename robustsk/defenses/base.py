@@ -348,11 +348,15 @@ class BaseDefense(
         ):
             clean = self.logits(x)
             self._clean = x, clean
+        settled = victim
+        if not adversary._has_own_perturb:
+            settled = self._prepared(adversary, victim, tuple(rows.shape[1:]))
         x_adv, info = adversary.perturb(
-            self._prepared(adversary, victim, tuple(rows.shape[1:])),
+            settled,
             rows,
             y,
             objective,
+            bounds=victim.bounds,
             seed=int(self._rng.randint(np.iinfo(np.int32).max)),
             clean_logits=None if clean is None else clean.detach(),
             return_info=True,
@@ -368,15 +372,24 @@ class BaseDefense(
         known = {} if self._victims is None else self._victims
         if module not in known:
             known[module] = self._victim(module, self.classes_inferred_)
+            known[module].is_ours = True
         return known[module]
 
     def _prepared(self, adversary, victim, sample_shape):
         """Return what is settled before an adversary starts, until its parameters change."""
         said = [victim, *_said_by(adversary)]
-        before, prepared = self._run or ([], None)
-        if len(before) != len(said) or not all(map(is_, before, said)):
+        before, copies, prepared = self._run or ([], [], None)
+        if (
+            len(before) != len(said)
+            or not all(map(is_, before, said))
+            or not all(np.array_equal(own, said[i]) for i, own in copies)
+        ):
             prepared = adversary.prepare(victim, sample_shape, bounds=victim.bounds)
-            self._run = said, prepared
+            # arrays and lists may change in place
+            copies = [
+                (i, np.array(v)) for i, v in enumerate(said) if isinstance(v, (np.ndarray, list))
+            ]
+            self._run = said, copies, prepared
         return prepared
 
     def _rows(self, x):
@@ -553,6 +566,7 @@ class BaseDefense(
         except BaseException:
             # some of it may be new and the rest of a training before
             self.initialized_ = False
+            vars(self).pop("module_", None)
             raise
 
     @contextmanager

@@ -251,6 +251,9 @@ class AdversarialFineTuneClassifier(BaseDefense):
                 self.lam_ = float(self.lam)
                 if not self._train_standard(samples):
                     return self
+            if self.constraint == "dual" and self.standard_loss_ is None:
+                # it was cut short before that was known
+                self.standard_loss_ = self._clean_loss(samples)
             eps = self.adversary_.eps
             try:
                 NeuralNet.partial_fit(self, samples, samples.y)

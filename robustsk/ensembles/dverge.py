@@ -162,6 +162,7 @@ class EnsembleDVERGE(BaseEnsemble):
         known = {} if self._victims is None else self._victims
         if (member, layer) not in known:
             known[member, layer] = self._victim(_Features(member, layer), self.classes_inferred_)
+            known[member, layer].is_ours = True
         victim = known[member, layer]
         with victim.frozen() as seen, torch.no_grad():
             features = seen(self._rows(target))

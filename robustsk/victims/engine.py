@@ -72,17 +72,20 @@ class Views:
     Parameters
     ----------
     original : torch.nn.Module
+    is_ours : bool, default=False
+        Whether it is in training by one of our estimators.
     """
 
-    def __init__(self, original):
+    def __init__(self, original, is_ours=False):
         self.original = original
+        self._is_ours = is_ours
         self._views, self._stale = {}, set()
 
     def of(self, engine=PLAIN, bn_mode="eval"):
         """Return the view of a kind, which is made when it is asked for first."""
         key = engine, bn_mode
         if key not in self._views:
-            self._views[key] = View(self.original, engine, bn_mode)
+            self._views[key] = View(self.original, engine, bn_mode, is_ours=self._is_ours)
         elif key in self._stale:
             self._views[key].refresh()
         self._stale.discard(key)
@@ -91,6 +94,11 @@ class Views:
     def refresh(self):
         """Have all of them follow what has happened to the original."""
         self._stale = set(self._views)
+
+    def release(self):
+        """Give back what they need of the original itself."""
+        for view in reversed(self._views.values()):
+            view.release()
 
     def distrust(self):
         """Have all of them run the network as it is from now on."""
@@ -104,16 +112,19 @@ class View:
     Parameters
     ----------
     original : torch.nn.Module
-        Never changed.
+        Never changed, if it can be replicated or copied.
     engine : Engine, default=PLAIN
     bn_mode : {"eval", "train"}, default="eval"
         With "train", batch normalisation uses the statistics of the batch.
+    is_ours : bool, default=False
+        Whether it is in training by one of our estimators.
     """
 
-    def __init__(self, original, engine=PLAIN, bn_mode="eval"):
+    def __init__(self, original, engine=PLAIN, bn_mode="eval", is_ours=False):
         self.original = original
         self.engine = engine
         self.bn_mode = bn_mode
+        self._is_ours = is_ours
         self._begin()
 
     def _begin(self):
@@ -121,12 +132,17 @@ class View:
         self._is_distrusted = False
         self._take_next()
 
-    def _take_next(self):
-        """Go on with the next kind of replica that can be made."""
-        self._replica = None
-        while self._replica is None:
+    def _take_next(self, error=None):
+        """Go on with the next kind of replica that can be made; `error` is what the last met."""
+        replica = None
+        while replica is None:
+            kind = self._kinds.pop()
+            if kind is Original and error is not None and not self._is_ours:
+                raise error  # of the network itself, it seems
             with suppress(CannotReplicate):
-                self._replica = self._kinds.pop()(self.original, self.bn_mode)
+                replica = kind(self.original, self.bn_mode, self._is_ours)
+        self._replica = replica
+        replica.open()
         self._pairs, self._channels_last, self._kept = [], False, {}
         self._is_planned = False
         self._run, self._parts = self.module, None
@@ -163,10 +179,18 @@ class View:
     def refresh(self):
         """Follow what has happened to the original; tensors that were made keep their place."""
         self._parts = None
-        if not self._replica.refresh():
+        if not self._replica.refresh() or not all(
+            is_untouched(part) for pair in self._pairs for part in pair
+        ):
             self._begin()
-        elif self._is_planned:
+            return
+        self._replica.open()
+        if self._is_planned:
             self._change(self._pairs, self._channels_last, self.is_rough)
+
+    def release(self):
+        """Give back what it needs of the original itself."""
+        self._replica.release()
 
     def distrust(self):
         """Run the network as it is from now on: what was done to it has changed its answers."""
@@ -187,14 +211,25 @@ class View:
                 return first_output(run(x)).to(x.dtype)
         if self._guard is None:
             return run(x)
-        with uninterrupted(), suppress(Foreign), self._guard:
-            output = run(x)
+        try:
+            with uninterrupted(), self._guard:
+                output = run(x)
+        except Exception as error:
+            if is_out_of_memory(error) or not self._replica.foreign():
+                raise
+            self._take_next(None if isinstance(error, Foreign) else error)
+            return self(x, part)
         if self._guard.is_touched:
             self._take_next()
             return self(x, part)
         self._guard = None
         self._compile()
-        return output
+        # attention takes another path while somebody watches
+        return self(x, part) if self._has_fast_paths else output
+
+    @property
+    def _has_fast_paths(self):
+        return any(isinstance(m, nn.MultiheadAttention) for m in self.module.modules())
 
     def _member(self, part):
         if self._parts is None:
@@ -215,8 +250,10 @@ class View:
             try:
                 self._try_changes(x.detach()[:_N_TRIED])
                 self._is_planned = True
-            except Foreign:
-                self._take_next()
+            except Exception as error:
+                if is_out_of_memory(error) or not self._replica.foreign():
+                    raise
+                self._take_next(None if isinstance(error, Foreign) else error)
         if self.is_rough or not self.is_folded:  # otherwise they have been made in the trial
             self._replica.undo()
             self._change(self._pairs, self._channels_last, self.is_rough)
@@ -341,8 +378,9 @@ def lay_out(module, x):
         Whether it has been done. The network computes the same, and returns
         the fastest if `x` has its channels last as well.
     """
-    view = View(module, Engine(fold=False))
+    view = View(module, Engine(fold=False), is_ours=True)
     view._plan(x)
+    view.release()
     if view._channels_last:
         module.to(memory_format=torch.channels_last)
     return view._channels_last

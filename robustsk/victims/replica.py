@@ -5,44 +5,26 @@ at the input is taken, and in which layers are merged, laid out anew or cast. Th
 user's network is none of that and must not be made so, not even for a moment:
 another thread may be asking it. So the attack gets another body. A *twin* has
 the same tree of modules with attribute dictionaries of its own, and shares the
-tensors; that takes about 10 us per module. Where a module holds on to another
-one in a way that cannot be followed, a *deep copy* is made and its tensors are
-kept up to date; and what cannot be copied either is *used as it is*.
+tensors; that takes about 10 us per module. Where a module cannot have a twin, a
+*deep copy* is made and kept up to date; and what cannot be copied either is *used
+as it is*.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-import weakref
-from collections import OrderedDict
-from functools import cache, partial
-from itertools import islice
-from types import FunctionType, MethodType
+from operator import is_
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from .._containers import is_out_of_memory
+from ._references import HOOKS, CannotFollow, Follower, body_of, slots_of
+
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
-#: Dictionaries of functions that are called when a module runs.
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _TENSORS = ("_parameters", "_buffers")
-_PLAIN = (*_TENSORS, "_modules")
-#: Kinds of attributes that hold nothing.
-_SIMPLE = {type(None), bool, int, float, str, torch.Tensor, nn.Parameter, torch.dtype}
-_CONTAINERS = {list, tuple, set, dict, OrderedDict}
-#: How deep the attributes of a module are searched for other modules, and how many things in each.
-_DEPTH, _BREADTH = 3, 1000
 
 
 class CannotReplicate(Exception):
@@ -57,6 +39,9 @@ class Original:
     original : torch.nn.Module
     bn_mode : {"eval", "train"}, default="eval"
         Without effect: its modes are left as they are.
+    is_ours : bool, default=False
+        Whether it is in training by one of our estimators. Then it is put into
+        evaluation mode while it is attacked.
 
     Attributes
     ----------
@@ -64,25 +49,40 @@ class Original:
         What an attack runs.
     may_change : bool
         Whether it may be changed.
+
+    Raises
+    ------
+    ValueError
+        If it is in training mode and not ours.
     """
 
     may_change = False
 
-    def __init__(self, original, bn_mode="eval"):
+    def __init__(self, original, bn_mode="eval", is_ours=False):
         self.original = self.module = original
-        self._changed = []
-        if any(m.training for m in original.modules()):
-            warnings.warn(
-                f"{type(original).__name__} can neither be replicated nor copied, so that it is "
-                "attacked as it is, and it is in training mode: call eval() before the attack, or "
-                "what is attacked is not what predicts.",
-                UserWarning,
-                stacklevel=2,
+        self._changed, self._modes = [], []
+        self._is_ours = is_ours
+        if not is_ours and any(m.training for m in original.modules()):
+            raise ValueError(
+                f"{type(original).__name__} is in training mode, and it can neither be replicated "
+                "nor copied: an attack would have to change it. Call its eval() first."
             )
 
     def refresh(self):
         """Follow the original; return whether that was possible, without which a new one is due."""
         return True
+
+    def open(self):
+        """Have what is needed of the original itself for the time of an attack."""
+        if self._is_ours and not self._modes:
+            self._modes = [(m, m.training) for m in self.original.modules()]
+            self.original.eval()
+
+    def release(self):
+        """Put that back."""
+        for m, mode in self._modes:
+            m.training = mode
+        self._modes = []
 
     def change(self, module, forward=None, **tensors):
         """Have a module of the replica compute something else, or with other parameters.
@@ -116,27 +116,37 @@ class Original:
 
 
 class Copied(Original):
-    """A deep copy whose tensors are kept up to date.
+    """A deep copy that is kept up to date.
+
+    Its tensors are; if anything else has changed that can be seen from outside, a new one is due.
 
     Parameters
     ----------
     original : torch.nn.Module
     bn_mode : {"eval", "train"}
+    is_ours : bool, default=False
+        Without effect.
     """
 
     may_change = True
 
-    def __init__(self, original, bn_mode):
+    def __init__(self, original, bn_mode, is_ours=False):
         self.original = original
-        self._changed = []
-        self._from = list(_state_of(original))
+        self._changed, self._modes = [], []
+        self._is_ours = False
+        self._from = _tensors_of(original)
         if any(is_lazy(t) for t in self._from):
+            raise CannotReplicate
+        if any("__del__" in dir(type(m)) for m in original.modules()):
             raise CannotReplicate
         try:
             self.module = copy.deepcopy(original, _kept_results(original))
         except Exception as error:  # whatever the objects in it make of being copied
+            if is_out_of_memory(error):
+                raise
             raise CannotReplicate from error
-        self._to = list(_state_of(self.module))
+        self._known = _attributes_of(original)
+        self._to = _tensors_of(self.module)
         own = {id(t) for t in self._from}
         if any(id(t) in own for t in self._to) or not self._fits(self._from):
             raise CannotReplicate
@@ -156,7 +166,10 @@ class Copied(Original):
     def refresh(self):
         """Follow the original, as in the base."""
         self.undo()
-        self._from = list(_state_of(self.original))
+        known = _attributes_of(self.original)
+        if len(known) != len(self._known) or not all(map(is_, known, self._known)):
+            return False
+        self._from = _tensors_of(self.original)
         if not self._fits(self._from):
             return False
         with torch.no_grad():
@@ -172,41 +185,60 @@ class Copied(Original):
 class Twin(Original):
     """The same tree of modules, sharing its tensors.
 
+    Buffers are copies, but for those of batch normalisation: a network may write to them.
+
     Parameters
     ----------
     original : torch.nn.Module
     bn_mode : {"eval", "train"}
+    is_ours : bool, default=False
+        Without effect.
     """
 
     may_change = True
 
-    def __init__(self, original, bn_mode):
+    def __init__(self, original, bn_mode, is_ours=False):
         self.original = original
-        self._changed = []
-        tree = {id(m): m for m in original.modules()}
-        for m in tree.values():
-            _check(m, tree)
+        self._changed, self._modes = [], []
+        self._is_ours = False
         self._bn_mode = bn_mode
+        self._tree = {id(m): m for m in original.modules()}
         self._aliases, self._twins = {}, {}
-        self._tensors, self._children, self._hooks = [], [], []
-        self._bodies, self._slots = [], []
-        self.module = self._twin(original)
-        self._fill_slots()
+        self._tensors, self._copies, self._bodies = [], [], []
+        self._recurrent = []
+        try:
+            follow = Follower(self._tree, self._twin)
+            self.module = self._twin(original)
+            for body in self._bodies:
+                body.look(follow)
+        except CannotFollow as error:
+            raise CannotReplicate from error
+        for body in self._bodies:
+            body.fill()
+        self._flatten()
 
     def _twin(self, m):
         twin = self._twins.get(id(m))
         if twin is not None:
             return twin
+        if isinstance(m, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+            raise CannotFollow
+        if any(is_lazy(p) for p in m._parameters.values() if p is not None):
+            raise CannotFollow
         compiled = _compiled(m)
         if compiled is not None:
-            self._twins[id(m)] = m.dynamo_ctx(self._twin(compiled))
-        else:
-            self._twins[id(m)] = object.__new__(type(m))
-            self._fill(m)
-        return self._twins[id(m)]
+            inside = self._twin(compiled)
+            vars(inside).setdefault("training", False)  # which is asked for at once
+            twin = self._twins[id(m)] = m.dynamo_ctx(inside)
+            self._bodies.append(_Hooks(m, twin))
+            return twin
+        twin = self._twins[id(m)] = body_of(type(m))
+        self._bodies.append(_Body(m, twin, self._own_of(m)))
+        return twin
 
-    def _fill(self, m):
-        twin, given = self._twins[id(m)], vars(m)
+    def _own_of(self, m):
+        """Return the attributes in which a twin differs from its original whatever these are."""
+        given = vars(m)
         batch_statistics = self._bn_mode == "train" and isinstance(m, _BATCH_NORM)
         own = {"training": batch_statistics}
         for kind in _TENSORS:
@@ -214,78 +246,176 @@ class Twin(Original):
             for name, value in given[kind].items():
                 if value is None:
                     own[kind][name] = None
-                elif batch_statistics and kind == "_buffers":
+                elif kind == "_buffers" and (batch_statistics or not isinstance(m, _BATCH_NORM)):
                     own[kind][name] = value.detach().clone()
+                    self._copies.append((given[kind], own[kind], name))
                 else:
                     own[kind][name] = self._alias(value)
-                    self._tensors.append((given[kind], own[kind], name, value))
+                    self._tensors.append([given[kind], own[kind], name, value])
         children = given["_modules"]
         own["_modules"] = {n: None if c is None else self._twin(c) for n, c in children.items()}
-        self._children.append((children, list(children.items())))
-        for name in _HOOKS:
-            if name in given:
-                own[name] = given[name].copy()
-                self._hooks.append((given[name], own[name]))
         if _runs_as_in_training(m):
             own.update(training=True, dropout=0.0)
-        self._slots.extend((m, twin, name) for name in _slots_of(type(m)))
-        self._bodies.append((given, vars(twin), own))
-        vars(twin).update(given)
-        vars(twin).update(own)
         if isinstance(m, nn.RNNBase):
-            names = given["_flat_weights_names"]
-            own["_flat_weights"] = flat = [getattr(twin, n, None) for n in names]
-            own["_flat_weight_refs"] = [None if w is None else weakref.ref(w) for w in flat]
-            vars(twin).update(own)
+            self._recurrent.append((m, own))
+        return own
 
     def _alias(self, tensor):
         if id(tensor) not in self._aliases:
             alias = tensor.detach()
             if isinstance(tensor, nn.Parameter):
                 alias = nn.Parameter(alias, requires_grad=False)
+            vars(alias).update(vars(tensor))
             self._aliases[id(tensor)] = alias
         return self._aliases[id(tensor)]
+
+    def _flatten(self):
+        # recurrent layers have their weights in a list as well
+        for m, own in self._recurrent:
+            twin = self._twins[id(m)]
+            flat = [getattr(twin, name, None) for name in vars(m)["_flat_weights_names"]]
+            own["_flat_weights"] = vars(twin)["_flat_weights"] = flat
 
     def refresh(self):
         """Follow the original, as in the base."""
         self.undo()
-        for children, known in self._children:
-            if len(children) != len(known) or not all(
-                children.get(name) is child for name, child in known
-            ):
-                return False
-        n_tensors = sum(len(given[k]) for given, _, _ in self._bodies for k in _TENSORS)
-        if n_tensors != sum(len(own[k]) for _, _, own in self._bodies for k in _TENSORS):
+        if not all(body.is_still_like() for body in self._bodies):
             return False
-        for given, own, name, value in self._tensors:
-            now = given.get(name)
-            if now is not value:
-                return False
-            alias = self._aliases[id(value)]
-            own[name] = alias
-            if alias.data_ptr() != now.data_ptr() or alias.stride() != now.stride():
-                if alias.dtype != now.dtype or alias.device != now.device:
+        if not self._point_at_tensors():
+            return False
+        with torch.no_grad():
+            for given, own, name in self._copies:
+                value, copied = given.get(name), own[name]
+                if value is None or _kind(value) != _kind(copied):
                     return False
-                alias.data = now.data
-        for given, own in self._hooks:
-            if given or own:
-                own.clear()
-                own.update(given)
-        for given, body, own in self._bodies:
-            body.clear()
-            body.update(given)
-            body.update(own)
-        self._fill_slots()
+                copied.copy_(value)
+        follow = Follower(self._tree, self._twin)
+        try:
+            for body in self._bodies:
+                body.look(follow)
+        except CannotFollow:
+            return False
+        for body in self._bodies:
+            body.fill()
         return True
 
-    def _fill_slots(self):
-        for given, twin, name in self._slots:
-            if hasattr(given, name):
-                setattr(twin, name, getattr(given, name))
+    def _point_at_tensors(self):
+        """Have the aliases share what the original has now; return whether they can."""
+        whose = {}
+        for entry in self._tensors:
+            given, own, name, value = entry
+            now, alias = given.get(name), self._aliases[id(value)]
+            if now is None or whose.setdefault(id(alias), now) is not now:
+                return False
+            own[name] = alias
+            if now is value and _is_same(alias, now):
+                continue
+            if alias.dtype != now.dtype or alias.device != now.device:
+                return False
+            if alias.layout is not torch.strided or now.layout is not torch.strided:
+                return False
+            alias.data = now.data
+            if now is not value:
+                self._aliases[id(now)] = alias
+                entry[3] = now
+        return True
 
     def foreign(self):
         """Return the tensors of the original, by their ids."""
-        return {id(value): value for *_, value in self._tensors}
+        buffers = [given[name] for given, _, name in self._copies]
+        return {id(t): t for t in (*(entry[3] for entry in self._tensors), *buffers)}
+
+
+class _Body:
+    """A module and its twin, and what the twin has of its own.
+
+    Parameters
+    ----------
+    original, twin : torch.nn.Module
+    own : dict
+        Attributes that are the twin's whatever those of the original are.
+    """
+
+    def __init__(self, original, twin, own):
+        self.original, self.kind = original, type(original)
+        self.given, self.body, self.own = vars(original), vars(twin), own
+        self.twin, self.slots = twin, slots_of(type(original))
+        self.modules = self.given["_modules"]
+        self.names, self.children = list(self.modules), list(self.modules.values())
+        self.n_parameters, self.n_buffers = (len(self.given[kind]) for kind in _TENSORS)
+        self.known, self.referring = [], []
+        self.followed, self.slot_values = {}, []
+        self.hooks = []
+        for name in HOOKS:
+            if name in self.given:
+                own[name] = self.given[name].copy()
+                self.hooks.append((self.given[name], own[name]))
+
+    def is_still_like(self):
+        """Return whether the module is of the kind, and has the children and tensors, it had."""
+        given, modules = self.given, self.modules
+        return (
+            type(self.original) is self.kind
+            and len(given["_parameters"]) == self.n_parameters
+            and len(given["_buffers"]) == self.n_buffers
+            and given["_modules"] is modules
+            and (not modules or list(modules) == self.names)
+            and all(map(is_, modules.values(), self.children))
+        )
+
+    def look(self, follow):
+        """Find the attributes that refer to a module of the tree, and what they are in the twin."""
+        given = self.given
+        if len(self.known) != len(given) or not all(map(is_, given.values(), self.known)):
+            self.known = list(given.values())
+            self.referring = [n for n, v in given.items() if follow.can_refer(n, v)]
+        if self.referring:
+            followed = {name: follow(given[name]) for name in self.referring}
+            self.followed = {n: v for n, v in followed.items() if v is not given[n]}
+        for hooks, own in self.hooks:
+            if hooks or own:
+                own.clear()
+                own.update({key: follow(hook) for key, hook in hooks.items()})
+        if self.slots:
+            self.slot_values = [
+                (name, follow(getattr(self.original, name)))
+                for name in self.slots
+                if hasattr(self.original, name)
+            ]
+
+    def fill(self):
+        """Give the twin the attributes of its original, but for its own."""
+        body = self.body
+        body.clear()
+        body.update(self.given)
+        if self.followed:
+            body.update(self.followed)
+        body.update(self.own)
+        for name, value in self.slot_values:
+            setattr(self.twin, name, value)
+
+
+class _Hooks:
+    """What a compiled module has around it; the rest is made of its twin."""
+
+    def __init__(self, original, twin):
+        self.original, self.twin = original, twin
+
+    def is_still_like(self):
+        """Return whether it is made of the same module."""
+        return True
+
+    def look(self, follow):
+        """Have the twin called as its original is."""
+        for name in HOOKS:
+            hooks = getattr(self.original, name, None)
+            if hooks is not None:
+                own = getattr(self.twin, name)
+                own.clear()
+                own.update({key: follow(hook) for key, hook in hooks.items()})
+
+    def fill(self):
+        """Do nothing: it has been made whole."""
 
 
 class Foreign(Exception):
@@ -295,19 +425,29 @@ class Foreign(Exception):
 class Guard(TorchFunctionMode):
     """Watches a replica run, and stops it before it touches its original.
 
-    What refers to a module in a way that nobody can see, such as an object with
-    a reference to its network, would run the original: in its mode, with its
-    hooks, and unchanged.
+    What refers to a module in a way that nobody can see, such as a variable of
+    a program, would run the original: in its mode, with its hooks, and unchanged.
     """
 
     def __init__(self, replica):
         super().__init__()
         self._foreign = replica.foreign()
-        self.is_touched = False
+        self.is_touched = self._is_on = False
+
+    def __enter__(self):
+        self._is_on = True
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        # an error that a signal raises on the way out may leave it in place
+        self._is_on = False
+        return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if any(id(t) in self._foreign for t in tensors_in([*args, *kwargs.values()])):
+        if self._is_on and any(
+            id(t) in self._foreign for t in tensors_in([*args, *kwargs.values()])
+        ):
             self.is_touched = True  # also if the network has an answer to any error
             raise Foreign
         return func(*args, **kwargs)
@@ -322,19 +462,38 @@ def tensors_in(values):
             yield from tensors_in(value)
 
 
-def _state_of(module):
-    yield from module.parameters()
-    yield from module.buffers()
+def _tensors_of(module):
+    """Return parameters, buffers, and tensors that are attributes, once each."""
+    own = [t for m in module.modules() for t in tensors_in(vars(m).values())]
+    return list({id(t): t for t in (*module.parameters(), *module.buffers(), *own)}.values())
+
+
+def _attributes_of(module):
+    """Return all that a module and its parts are and have but tensors, to be compared."""
+    found = []
+    for m in module.modules():
+        if isinstance(m, torch.jit.ScriptModule):  # makes other objects each time
+            continue
+        found += [type(m), *(v for v in vars(m).values() if not isinstance(v, torch.Tensor))]
+        for name in HOOKS:
+            found += getattr(m, name, {}).values()
+    # flags and numbers are equal without being the same
+    return [v for v in found if not isinstance(v, bool)]
 
 
 def _kind(tensor):
-    return tensor.shape, tensor.dtype, tensor.device
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
-@cache
-def _slots_of(kind):
-    names = [vars(base).get("__slots__", ()) for base in kind.__mro__]
-    return [n for some in names for n in ((some,) if isinstance(some, str) else some)]
+def _is_same(alias, tensor):
+    """Return whether two tensors are the same numbers in the same place."""
+    if alias.layout is not torch.strided or tensor.layout is not torch.strided:
+        return True  # of the same tensor
+    return (
+        alias.data_ptr() == tensor.data_ptr()
+        and alias.shape == tensor.shape
+        and alias.stride() == tensor.stride()
+    )
 
 
 def _kept_results(module):
@@ -361,58 +520,3 @@ def _runs_as_in_training(module):
         nn.LSTM.forward,
         nn.GRU.forward,
     )
-
-
-def _check(module, tree):
-    """Raise unless a module consists of nothing but its attributes, and refers to none of a tree.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-    tree : dict of int to torch.nn.Module
-        All modules that are about to be replicated, by their ids.
-    """
-    if isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule)):
-        raise CannotReplicate
-    if any(is_lazy(p) for p in module._parameters.values() if p is not None):
-        raise CannotReplicate
-    if _compiled(module) is not None:
-        return
-    attributes = [(n, getattr(module, n)) for n in _slots_of(type(module)) if hasattr(module, n)]
-    for name, value in [*vars(module).items(), *attributes]:
-        kind = type(value)
-        if kind in _SIMPLE or (kind in _CONTAINERS and not value):
-            continue
-        # what is called when a state is saved or loaded plays no part here
-        if name in _PLAIN or "state_dict" in name:
-            continue
-        if _holds(value, tree, _DEPTH):
-            raise CannotReplicate
-
-
-def _holds(value, tree, depth):
-    """Return whether a value is, or holds, a module of a tree."""
-    if isinstance(value, nn.Module):
-        return id(value) in tree
-    if not depth or type(value) in _SIMPLE:
-        return False
-    if isinstance(value, dict):
-        inside = value.values()
-    elif isinstance(value, (list, tuple, set)):
-        inside = value
-    elif isinstance(value, MethodType):
-        inside = (value.__self__,)
-    elif isinstance(value, partial):
-        inside = (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, FunctionType):
-        inside = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    else:
-        return False
-    return any(_holds(thing, tree, depth - 1) for thing in islice(inside, _BREADTH))
-
-
-def _is_filled(cell):
-    try:
-        return cell.cell_contents is not None
-    except ValueError:
-        return False

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from .._interrupts import settings_kept
 from ._folding import first_output
 from .engine import PLAIN, Views, get_members
 
@@ -60,6 +61,9 @@ class Victim:
     ----------
     calls : Calls
         What the attacks have cost so far; shared by the copies of a victim.
+    is_ours : bool
+        Whether one of our estimators is training the model, and may change its modes where it can
+        be neither replicated nor copied. False unless set.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Victim:
         self.name = name or type(module).__name__
         self.differentiable = differentiable
         self.calls = Calls()
+        self.is_ours = False
         self._view = self._views = None
         self._spare = []
         self._inspected = False
@@ -192,10 +197,14 @@ class Victim:
             views = self._spare.pop()
             views.refresh()
         except IndexError:
-            views = Views(self._module)
+            views = Views(self._module, self.is_ours)
         other = copy.copy(self)
         other._views = views
-        yield other._seen_by(views.of(PLAIN if engine is None else engine, bn_mode))
+        try:
+            with settings_kept():
+                yield other._seen_by(views.of(PLAIN if engine is None else engine, bn_mode))
+        finally:
+            views.release()
         self._spare.append(views)
 
     def _seen_by(self, view):
@@ -220,6 +229,16 @@ class Victim:
             return self
         engine = replace(self._view.engine, precision=None)
         return self._seen_by(self._views.of(engine, self._view.bn_mode))
+
+    @property
+    def unfolded(self):
+        """The victim as it is seen in attack mode, each layer doing what it does in the model."""
+        return self._seen_by(self._views.of(PLAIN, self._view.bn_mode))
+
+    @property
+    def has_batch_statistics(self):
+        """Whether an answer depends on the rest of the batch."""
+        return self._view is not None and self._view.bn_mode == "train"
 
     @property
     def is_rough(self):

@@ -1,7 +1,8 @@
 """A replica computes what its model computes, and the model is not touched."""
 
 import copy
-from functools import partial
+import weakref
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from numpy.testing import assert_array_equal
 from torch import nn
 from torch.nn import functional as F
 
-from robustsk import PGD
+from robustsk import PGD, PGDATClassifier
 from robustsk.models import PreActResNet, ResNet, SmallCNN, WideResNet
 from robustsk.victims.engine import PLAIN, Engine, View
 from robustsk.victims.replica import Copied, Original, Twin
@@ -135,7 +136,99 @@ class Slotted(nn.Module):
         return self.scale * self.last(x.flatten(1))
 
 
-class Locked(Helped):
+REGISTRY = {}
+
+
+class Registered(Helped):
+    """A network that finds its parts by way of a variable of the program."""
+
+    def __init__(self):
+        super().__init__()
+        REGISTRY["network"] = self
+
+    def forward(self, x):
+        network = REGISTRY["network"]
+        return network.last(torch.relu(network.body(x.flatten(1))))
+
+
+class Cached(Helped):
+    """A method behind something that is written in C."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = lru_cache(maxsize=None)(self.find_scale)
+
+    def find_scale(self, name):
+        return 2.0 if self.training else 1.0
+
+    def forward(self, x):
+        return self.scale("logits") * super().forward(x)
+
+
+class Closure(nn.Module):
+    """A hook that knows its network as a variable, and a function that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.Linear(128, 6), nn.Linear(6, 4)
+
+        def keep(module, args, output):
+            self.kept = output
+
+        self.body.register_forward_hook(keep)
+        self.drop = lambda h: F.dropout(h, 0.5, self.training)
+        self.itself = weakref.ref(self)
+
+    def forward(self, x):
+        self.body(x.flatten(1))
+        return self.itself().last(self.drop(torch.relu(self.kept)))
+
+
+class Ending(Closure):
+    """What removes its hooks when it goes."""
+
+    def __init__(self):
+        super().__init__()
+        self.handle = self.body.register_forward_hook(lambda m, args, out: 2 * out)
+
+    def __del__(self):
+        self.handle.remove()
+
+
+class Keyed(nn.Module):
+    """A hook that looks up names by modules, an attribute of a weight, slots."""
+
+    __slots__ = ("__parts", "scale")
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last = nn.Linear(128, 6), nn.Linear(6, 4)
+        self.body.weight.gain = 0.5
+        self.__parts, self.scale = [self.body, nn.ReLU(), self.last], 2.0
+        names = {self.body: "body"}
+        self.body.register_forward_hook(lambda m, args, out: out * len(names[m]))
+
+    def forward(self, x):
+        h = x.flatten(1)
+        for part in self.__parts:
+            h = part(h)
+        return self.scale * self.body.weight.gain * h
+
+
+class Counting(nn.Module):
+    """Writes to a buffer of its own whenever it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(128, 4)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        self.count += 1
+        return self.last(x.flatten(1))
+
+
+class Locked(Registered):
     """What can be neither replicated nor copied."""
 
     def __deepcopy__(self, memo):
@@ -211,12 +304,17 @@ NETWORKS = {  # maker and the kind of replica
     "spectral norm": (partial(normed, nn.utils.parametrizations.spectral_norm), Twin),
     "old weight norm": (partial(normed, nn.utils.weight_norm), Twin),
     "old spectral norm": (partial(normed, nn.utils.spectral_norm), Twin),
-    "hook bound to a parent": (KeepsByHook, Copied),
-    "child in a plain list": (InAList, Copied),
-    "forward is a bound method": (rebound, Copied),
-    "forward is a partial": (wrapped_forward, Copied),
-    "object that knows its network": (Helped, Copied),
-    "object that knows its network, errors caught": (Tolerant, Copied),
+    "hook bound to a parent": (KeepsByHook, Twin),
+    "child in a plain list": (InAList, Twin),
+    "forward is a bound method": (rebound, Twin),
+    "forward is a partial": (wrapped_forward, Twin),
+    "object that knows its network": (Helped, Twin),
+    "object that knows its network, errors caught": (Tolerant, Twin),
+    "closures and weak references": (Closure, Twin),
+    "removes its hooks in the end": (Ending, Twin),
+    "keys, slots, attributes of weights": (Keyed, Twin),
+    "writes to a buffer": (Counting, Twin),
+    "method in C": (Cached, Copied),
     "slots": (Slotted, Twin),
     "script": (lambda: torch.jit.script(SmallNet()), Copied),
     "fx": (lambda: torch.fx.symbolic_trace(SmallNet()), Copied),
@@ -310,7 +408,6 @@ def seen(victim, x, engine=None):
 
 
 @every_network
-@pytest.mark.filterwarnings("ignore:.*can neither be replicated nor copied:UserWarning")
 def test_a_replica_computes_the_same_and_leaves_the_model_alone(make, kind):
     module = made(make, training=kind is not Original)
     x = torch.rand(3, 2, 8, 8)
@@ -331,7 +428,6 @@ def test_a_replica_computes_the_same_and_leaves_the_model_alone(make, kind):
 
 
 @every_network
-@pytest.mark.filterwarnings("ignore:.*can neither be replicated nor copied:UserWarning")
 @pytest.mark.parametrize("engine", [PLAIN, Engine()], ids=["plain", "fast"])
 def test_a_replica_follows_its_model(make, kind, engine):
     module = made(make, training=False)
@@ -453,5 +549,99 @@ def test_what_can_be_neither_replicated_nor_copied_is_used_as_it_is():
         X_adv, PGD(same, eps=0.1, clip=(0, 1), n_steps=3, random_state=0).generate(X, y)
     )
     assert_untouched(module, before)
-    with pytest.warns(UserWarning, match=r"neither be replicated nor copied.*call eval\(\)"):
+    with pytest.raises(ValueError, match=r"neither be replicated nor copied.*Call its eval\(\)"):
         PGD(module.train(), eps=0.1, clip=(0, 1), n_steps=1, random_state=0).generate(X, y)
+
+
+@pytest.mark.parametrize("make", [Helped, Cached, Locked])
+def test_training_is_that_of_a_network_like_it(make):
+    """One that can be neither replicated nor copied is put into evaluation mode in between."""
+
+    class Plain(make):
+        def forward(self, x):
+            return self.last(F.dropout(torch.relu(self.body(x.flatten(1))), 0.3, self.training))
+
+    class Odd(Plain):
+        def forward(self, x):
+            network = REGISTRY["network"] if make is Locked else self.helper.network
+            h = F.dropout(torch.relu(network.body(x.flatten(1))), 0.3, network.training)
+            return network.last(h)
+
+    X = np.random.default_rng(0).random((40, 2, 8, 8), dtype=np.float32)
+    weights = []
+    for cls in (Plain, Odd):
+        clf = PGDATClassifier(
+            cls, max_epochs=2, batch_size=20, adversary__eps=0.1, adversary__n_steps=2,
+            random_state=0, device="cpu",
+        )  # fmt: skip
+        clf.fit(X, np.arange(40) % 4)
+        weights.append([p.detach().clone() for p in clf.module_.parameters()])
+    assert all(map(torch.equal, *weights))
+
+
+def test_a_copy_follows_its_model():
+    module = made(Cached, training=False)
+    x, victim = torch.rand(3, 2, 8, 8), Victim(module)
+    seen(victim, x)
+    module.scale = lambda name: 3.0
+    assert torch.equal(seen(victim, x)[0], reference(module, x)[0])
+    module.scale = lru_cache(maxsize=None)(module.find_scale)
+    module.last.register_forward_hook(lambda m, args, output: -output)
+    assert torch.equal(seen(victim, x)[0], reference(module, x)[0])
+
+
+def test_pruned_weights_are_followed():
+    module = made(lambda: nn.Sequential(nn.Flatten(), nn.Linear(128, 4)), training=False)
+    x, victim = torch.rand(3, 2, 8, 8), Victim(module)
+    seen(victim, x)
+    module[1].weight.data, module[1].bias.data = module[1].weight.data[:2], module[1].bias.data[:2]
+    assert torch.equal(seen(victim, x)[0], reference(module, x)[0])
+    module[1].__class__ = Doubled
+    assert torch.equal(seen(victim, x)[0], reference(module, x)[0])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(128, 4)
+        self.register_buffer("adjacency", torch.eye(4).roll(1, 0).to_sparse())
+
+    def forward(self, x):
+        return torch.sparse.mm(self.adjacency, self.last(x.flatten(1)).T).T
+
+
+def test_sparse_buffers():
+    module, x = made(Graph, training=False), torch.rand(3, 2, 8, 8)
+    victim = Victim(module)
+    for _ in range(2):
+        assert torch.equal(seen(victim, x)[0], reference(module, x)[0])
+        module.adjacency = (2 * module.adjacency).coalesce()
+
+
+def test_hooks_on_what_is_compiled():
+    module = torch.compile(made(SmallNet, training=False), backend="eager")
+    module.register_forward_hook(lambda m, args, output: -output)
+    x = torch.rand(3, 2, 8, 8)
+    assert torch.equal(seen(Victim(module), x)[0], reference(module, x)[0])
+
+
+def test_what_cannot_be_copied_for_lack_of_memory_is_said(monkeypatch):
+    module = made(Cached, training=False)
+
+    def fail(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("robustsk.victims.replica.copy.deepcopy", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        seen(Victim(module), torch.rand(3, 2, 8, 8))
+
+
+def test_errors_of_a_network_are_its_own():
+    module = made(SmallNet, training=True)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        seen(Victim(module), torch.rand(3, 2, 9, 9))

@@ -275,6 +275,37 @@ ATTACKS = [
 ]
 
 
+class SideDoor(nn.Module):
+    """Only samples with a large first feature are normalised, which is what folding undoes."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.body, self.norm, self.last = nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3)
+            self.norm.running_mean.normal_(0, 2)
+            self.norm.running_var.uniform_(4, 9)
+        self.eval()
+
+    def forward(self, x):
+        h, enters = self.body(x), x[:, :1] > 0.5
+        if enters.all():
+            return self.last(torch.relu(self.norm(h)))
+        return self.last(torch.relu(torch.where(enters, self.norm(h), h)))
+
+
+def test_robustness_does_not_depend_on_which_samples_come_first():
+    X = np.random.default_rng(0).random((200, 6), dtype=np.float32)
+    X[:, 0] = np.repeat([0.9, 0.1], 100)
+    model = SideDoor()
+    attack = PGD(eps=0.05, n_steps=20, clip=(0, 1), random_state=0, batch_size=50)
+    scores = [
+        score_adversarial(model, X[order], predicted(model, X[order]), attack)
+        for order in (np.arange(200), np.arange(200)[::-1])
+    ]
+    assert abs(scores[0] - scores[1]) <= 0.02
+
+
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 def test_whatever_is_said_to_be_fooled_fools_the_model(gate, attack):
     model, X, y = gate

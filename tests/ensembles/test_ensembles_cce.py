@@ -209,7 +209,7 @@ class Spy(PGD):
     def perturb(self, model, x, y=None, objective=None, **kwargs):
         found = super().perturb(model, x, y, objective, **kwargs)
         x_adv = found[0] if kwargs.get("return_info") else found
-        self.log.append((model.victim.module, x, y, objective, x_adv))
+        self.log.append((model.module, x, y, objective, x_adv))
         return found
 
 

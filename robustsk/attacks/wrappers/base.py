@@ -127,6 +127,13 @@ class SeenVictim(Victim):
         """The network that is asked in the end."""
         return self.seen.module
 
+    @property
+    def unfolded(self):
+        """The same, of a victim each layer of which does what it does in the model."""
+        other = copy.copy(self)
+        other.seen = self.seen.unfolded
+        return other
+
     def members(self):
         """Return the victim: what it is asked in another way is one model."""
         return [self]

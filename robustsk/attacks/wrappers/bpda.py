@@ -127,6 +127,8 @@ class BPDA(BaseWrapper):
         def replace_gradient(module, args, output):
             return _straight_through(stand_in, args[0], output) if torch.is_grad_enabled() else None
 
+        if self.layer:  # what a hook sees must be what the layer itself returns
+            batch.victim = batch.victim.unfolded
         with ExitStack() as hooks:
             for module in self._opaque(batch.victim.module):
                 hooks.callback(module.register_forward_hook(replace_gradient).remove)

@@ -6,6 +6,7 @@ import copy
 import os
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,10 +21,23 @@ def _renew_lock():
     # a thread that held it when the process was forked is not there to release it
     global _lock
     _lock = threading.RLock()
+    _loans.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
+
+
+@dataclass(eq=False)
+class _Loan:
+    """A state that is in place, and the one that it has taken the place of."""
+
+    state: GeneratorState
+    former: list
+
+
+#: The loans under way, in the order in which they were made.
+_loans: list[_Loan] = []
 
 
 class GeneratorState:
@@ -96,6 +110,40 @@ class GeneratorState:
             finally:
                 self._states, self._is_in_use = self._read(), False
                 self._write(former)
+
+    @contextmanager
+    def lent(self):
+        """Draw from this state in a block that may wait for other threads.
+
+        Those may go on with blocks of their own, of :meth:`in_use` or this one. What is drawn here
+        at the same moment as there is not of this state.
+        """
+        if self._is_in_use:
+            yield
+            return
+        with uninterrupted() as interruptible:
+            with _lock:
+                loan = _Loan(self, self._read())
+                _loans.append(loan)
+                self._write(self._states)
+                self._is_in_use = True
+            try:
+                with interruptible():
+                    yield
+            finally:
+                with _lock:
+                    self._take_back(loan)
+
+    def _take_back(self, loan):
+        place = _loans.index(loan)
+        if loan is _loans[-1]:
+            self._states = self._read()
+            self._write(loan.former)
+        else:  # whoever came later has put the present state aside
+            later = _loans[place + 1]
+            self._states, later.former = later.former, loan.former
+        self._is_in_use = False
+        del _loans[place]
 
     def draw(self, iterable):
         """Yield what an iterable yields; it draws from this state, whoever uses it does not.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from contextlib import nullcontext
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
+from skorch.callbacks import Callback
 from skorch.utils import to_device
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
@@ -25,6 +27,14 @@ from ..victims.victim import two_logits
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+#: Where callbacks are that draw no random numbers, or have a state of their own.
+_DRAW_NOTHING = (
+    "robustsk.",
+    "skorch.callbacks.logging",
+    "skorch.callbacks.lr_scheduler",
+    "skorch.callbacks.scoring",
+)
 
 
 class TrainingLoop:
@@ -191,12 +201,13 @@ class TrainingLoop:
     def notify(self, method_name, **kwargs):
         """Call the callbacks; called by skorch.
 
-        Random numbers are those of this training, but at the end of an epoch and of the training:
-        callbacks that score there may wait for threads that draw too.
+        Random numbers are those of this training, also for one that waits for other threads.
         """
-        if self._generator is None or method_name in ("on_epoch_end", "on_train_end"):
+        if self._generator is None or not any(
+            _may_draw(type(callback), method_name) for _, callback in self.callbacks_
+        ):
             return super().notify(method_name, **kwargs)
-        with self._generator.in_use() as interruptible, interruptible():
+        with self._generator.lent():
             return super().notify(method_name, **kwargs)
 
     def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params):
@@ -363,6 +374,14 @@ class TrainingLoop:
         super().__setstate__(state)
         if device == "auto":
             vars(self)["device"] = device
+
+
+@cache
+def _may_draw(kind, method_name):
+    """Return whether a callback does something that could draw random numbers."""
+    return getattr(kind, method_name, None) is not getattr(Callback, method_name, None) and (
+        not kind.__module__.startswith(_DRAW_NOTHING)
+    )
 
 
 def _holds_arrays(dataset):

@@ -12,7 +12,7 @@ import torch
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, Initializer
 from skorch.dataset import ValidSplit
 from torch import nn
 
@@ -339,3 +339,52 @@ def test_a_forked_process_does_not_wait_for_threads_it_does_not_have():
     _, status = os.waitpid(child, 0)
     thread.join(PATIENCE)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_callbacks_that_draw(data):
+    """They draw from the state of the training, which they find as they have left it."""
+    X, y = data
+
+    def fit(seed):
+        start = Initializer("*weight", fn=partial(nn.init.normal_, std=0.2))
+        clf = PGDATClassifier(
+            adversary__eps=0.05, callbacks=[start, Shaken()], max_epochs=2, random_state=seed,
+            device="cpu",
+        )  # fmt: skip
+        return outcome(clf, X, y)
+
+    with generators_stay():
+        first = fit(0)
+        assert_same([fit(0)], [first])
+        assert not np.array_equal(fit(1), first)
+
+
+class Shaken(Callback):
+    """Noise on the weights after each step."""
+
+    def on_batch_end(self, net, training, **kwargs):
+        if training:
+            with torch.no_grad():
+                for p in net.module_.parameters():
+                    p.add_(1e-3 * torch.randn_like(p))
+
+
+def test_loans_are_given_back_in_any_order():
+    with generators_stay():
+        states = [GeneratorState(seed) for seed in range(3)]
+        alone = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+        drawn = [[], [], []]
+        contexts = [state.lent() for state in states]
+        for i in (0, 1, 2):
+            contexts[i].__enter__()
+            drawn[i].append(torch.randn(3))
+        with states[1].copy().in_use():  # those of a hard block are nobody else's
+            torch.randn(5)
+        drawn[2].append(torch.randn(3))
+        for i in (0, 2, 1):
+            contexts[i].__exit__(None, None, None)
+        for i in (0, 1):
+            with states[i].in_use():
+                drawn[i].append(torch.randn(3))
+        for numbers, expected in zip(drawn, alone, strict=True):
+            assert_array_equal(torch.cat(numbers), expected)

@@ -214,11 +214,17 @@ class View:
         try:
             with uninterrupted(), self._guard:
                 output = run(x)
-        except Exception as error:
-            if is_out_of_memory(error) or not self._replica.foreign():
-                raise
-            self._take_next(None if isinstance(error, Foreign) else error)
+        except Foreign:
+            self._take_next()
             return self(x, part)
+        except Exception as error:
+            if _is_of_device(error) or not self._replica.foreign():
+                raise
+            try:
+                self._take_next(error)
+                return self(x, part)
+            except Exception:  # so it is of the network itself
+                raise error from None
         if self._guard.is_touched:
             self._take_next()
             return self(x, part)
@@ -246,14 +252,18 @@ class View:
 
     def _plan(self, x):
         """Find out by trial what can be done to this network, and do it."""
+        first = None
         while not self._is_planned:
             try:
                 self._try_changes(x.detach()[:_N_TRIED])
                 self._is_planned = True
+            except Foreign:
+                self._take_next()
             except Exception as error:
-                if is_out_of_memory(error) or not self._replica.foreign():
-                    raise
-                self._take_next(None if isinstance(error, Foreign) else error)
+                first = error if first is None else first
+                if _is_of_device(error) or not self._replica.foreign():
+                    raise first from None
+                self._take_next(first)
         if self.is_rough or not self.is_folded:  # otherwise they have been made in the trial
             self._replica.undo()
             self._change(self._pairs, self._channels_last, self.is_rough)
@@ -384,6 +394,11 @@ def lay_out(module, x):
     if view._channels_last:
         module.to(memory_format=torch.channels_last)
     return view._channels_last
+
+
+def _is_of_device(error):
+    """Return whether an error says something about the machine, not about the network."""
+    return is_out_of_memory(error) or (isinstance(error, RuntimeError) and "CUDA" in str(error))
 
 
 def _is_wide(module):

@@ -6,13 +6,16 @@ import copy
 import gc
 import mmap
 import os
+import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 from sklearn.utils import check_array
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 FLOATS = [np.float64, np.float32]
 #: Bytes that are read at a time from where samples are lazy.
@@ -23,16 +26,33 @@ _SMALL = 2**26
 
 def is_dataset(X):
     """Tell a torch Dataset from everything that is an array already."""
-    return isinstance(X, Dataset)
+    helper = sys.modules.get("skorch.helper")
+    return isinstance(X, Dataset) or (helper is not None and isinstance(X, helper.SliceDataset))
 
 
 def sample_of(item):
     """Return the features of one item of a Dataset, with or without its label."""
+    if isinstance(item, Mapping):
+        raise TypeError(
+            f"The items of the Dataset are dicts ({sorted(map(str, item))}): each must be a pair "
+            "(features, label), or the features alone, as one array."
+        )
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
+def read_sample(dataset, index):
+    """Return the features of one item of a Dataset as an array."""
+    return np.asarray(_from_torch(sample_of(dataset[int(index)])))
+
+
 def check_not_empty(dataset):
-    """Raise if a torch Dataset has no samples."""
+    """Raise if a torch Dataset has no samples, or none that can be asked for."""
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(
+            "An IterableDataset has neither a length nor items to ask for by number, which is how "
+            "samples are read here: collect its items, list(dataset) and torch.stack, into a "
+            "TensorDataset, or write a Dataset with __len__ and __getitem__."
+        )
     if len(dataset) == 0:
         raise ValueError("The Dataset is empty: 0 sample(s) while a minimum of 1 is required.")
 
@@ -40,11 +60,12 @@ def check_not_empty(dataset):
 def dataset_features(dataset):
     """Stack the features of a torch Dataset into one array."""
     check_not_empty(dataset)
-    return np.stack([np.asarray(sample_of(dataset[i])) for i in range(len(dataset))])
+    return np.stack([read_sample(dataset, i) for i in range(len(dataset))])
 
 
 def dataset_labels(dataset):
     """Return the labels of a torch Dataset, read item by item if need be."""
+    check_not_empty(dataset)
     for name in ("targets", "labels", "y"):
         labels = getattr(dataset, name, None)
         if labels is not None and len(labels) == len(dataset):
@@ -53,6 +74,7 @@ def dataset_labels(dataset):
     if tensors is not None and len(tensors) > 1:
         return np.asarray(tensors[1])
     first = dataset[0]
+    sample_of(first)  # raises if items are of another kind
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise ValueError("The Dataset yields no labels: pass them as y.")
     return np.asarray([np.asarray(dataset[i][1]).item() for i in range(len(dataset))])
@@ -61,10 +83,61 @@ def dataset_labels(dataset):
 def to_array(X):
     """Bring a torch tensor or Dataset into the form that scikit-learn validates."""
     if isinstance(X, torch.Tensor):
-        return X.detach().cpu().numpy()
+        return _from_torch(X).numpy()
     if is_dataset(X):
         return dataset_features(X)
+    if isinstance(X, DataLoader):
+        raise TypeError("X is a DataLoader, and batches are made here: pass loader.dataset.")
+    if isinstance(X, Mapping) and not issparse(X):  # a DOK matrix is a dict as well
+        raise TypeError(
+            f"X is a dict of inputs ({sorted(map(str, X))}), and networks with several inputs are "
+            "not supported: there must be one input array, which the module may take apart."
+        )
     return X
+
+
+def _from_torch(X):
+    """Return a tensor as NumPy knows them, and anything else as it is."""
+    if not isinstance(X, torch.Tensor):
+        return X
+    X = X.detach().cpu()
+    if X.layout != torch.strided:
+        X = X.to_dense()
+    is_exotic = X.is_floating_point() and X.dtype not in (
+        torch.float16, torch.float32, torch.float64,
+    )  # fmt: skip
+    return X.float() if is_exotic else X
+
+
+def to_dense(X):
+    """Return a sparse matrix as an array, if there is memory for it, and anything else as it is."""
+    if not issparse(X):
+        return X
+    size = _n_bytes(X.shape, X.dtype)
+    if size > _memory() / 2:
+        raise ValueError(
+            f"X is sparse and would take {size / 2**30:.1f} GiB as the dense array that a network "
+            "is trained on: keep fewer features (SelectKBest, max_features=), or reduce them "
+            "(TruncatedSVD)."
+        )
+    return X.toarray()
+
+
+def _memory():
+    """Return the bytes of memory of this machine, infinity where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return np.inf
+
+
+def to_native(values):
+    """Return an array in a dtype that torch has: not in the other byte order, not longer."""
+    if values.dtype.kind == "f" and values.dtype.itemsize > 8:
+        return values.astype(np.float64)
+    if not values.dtype.isnative:
+        return values.astype(values.dtype.newbyteorder("="))
+    return values
 
 
 class Rows:
@@ -110,7 +183,7 @@ class Rows:
             return self._source[rows]
         if isinstance(rows, slice):
             rows = range(*rows.indices(len(self._source)))
-        return np.stack([np.asarray(sample_of(self._source[int(i)])) for i in rows])
+        return np.stack([read_sample(self._source, i) for i in rows])
 
     def take(self, rows):
         """Return some of the samples, unread."""
@@ -284,7 +357,13 @@ def like(values, X):
         return torch.from_numpy(values).to(X.device)
     if hasattr(X, "iloc") and hasattr(X, "columns"):
         return type(X)(values, index=X.index, columns=X.columns)
+    if _is_polars(X):
+        return type(X)(values, schema=X.columns)
     return values
+
+
+def _is_polars(X):
+    return type(X).__module__.partition(".")[0] == "polars"
 
 
 def stack(first, second):
@@ -293,6 +372,11 @@ def stack(first, second):
         import pandas as pd
 
         return pd.concat([first, second], ignore_index=True)
+    if _is_polars(first):
+        import polars as pl
+
+        how = "vertical_relaxed" if isinstance(first, pl.DataFrame) else "vertical"
+        return pl.concat([first, second], how=how)
     if isinstance(first, torch.Tensor):
         return torch.cat([first, second.to(first)])
     return np.concatenate([np.asarray(to_array(first)), np.asarray(second)])

@@ -112,6 +112,28 @@ class GeneratorState:
                 self._write(former)
 
     @contextmanager
+    def watched(self):
+        """Draw from this state in a block, like `in_use`.
+
+        Yields
+        ------
+        callable
+            Says, after the block, whether anything has been drawn in it.
+        """
+        before = self.copy()
+        with self.in_use() as interruptible, interruptible():
+            yield lambda: not self.equals(before)
+
+    def equals(self, other):
+        """Return whether the same numbers would be drawn from another state."""
+        return all(map(torch.equal, self._states, other._states))
+
+    def put_back(self):
+        """Have the generators go on from here, outside of all blocks."""
+        with _lock:
+            self._write(self._states)
+
+    @contextmanager
     def lent(self):
         """Draw from this state in a block that may wait for other threads.
 

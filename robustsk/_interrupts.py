@@ -68,6 +68,36 @@ def settings_kept():
                 torch.set_autocast_dtype(kind, dtype)
 
 
+@contextmanager
+def noted():
+    """Note the interrupts (SIGINT, Ctrl-C) that break off a block.
+
+    Yields
+    ------
+    list
+        It has an entry for each, and none for one that a handler of the user's took otherwise.
+    """
+    arrived, handler = [], None
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        yield arrived
+        return
+
+    def note(*what):
+        try:
+            handler(*what)
+        except BaseException:
+            arrived.append(what)
+            raise
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield arrived
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 class _Interruptible:
     # no generator: one that is interrupted on its way out would be closed later, in the midst of
     # something else

@@ -39,15 +39,97 @@ def learn_bounds(X, is_image):
     Returns
     -------
     tuple of (ndarray, ndarray)
-        Of shape () for images, of the shape of one sample for tables.
+        Of shape () for images, of the shape of one sample for tables, and for
+        series (n_samples, length, n_channels) with one range for each channel.
     """
-    axis = None if is_image or X.ndim > 2 else 0
+    axis = None if is_image or X.ndim not in (2, 3) else 0
     lows, highs = [], []
     for rows in chunks(X):
         part = X[rows]
         lows.append(part.min(axis=axis))
         highs.append(part.max(axis=axis))
-    return np.asarray(np.min(lows, axis=0), float), np.asarray(np.max(highs, axis=0), float)
+    low, high = np.asarray(np.min(lows, axis=0), float), np.asarray(np.max(highs, axis=0), float)
+    if low.ndim != 2:
+        return low, high
+    return _of_channels(low, high)
+
+
+#: Images without an axis for channels: smallest side, largest quotient of the sides, and the least
+#: share of the range of all pixels that the columns or rows have on average.
+_SIDE, _ELONGATION, _COMMON = 8, 4, 0.5
+
+
+def _of_channels(low, high):
+    """Return the range of each channel of a series, or that of all pixels of a grey image.
+
+    Parameters
+    ----------
+    low, high : ndarray of shape (d1, d2)
+        Of each value. What the axes are is told by what the values have in common: those of one
+        channel are in one unit, which channels need not be.
+    """
+    of_last, of_first = (
+        (low.min(axis, keepdims=True), high.max(axis, keepdims=True)) for axis in (0, 1)
+    )
+    width = max(float(high.max() - low.min()), 1e-300)
+    last, first = (float(np.mean(most - least)) / width for least, most in (of_last, of_first))
+    d1, d2 = low.shape
+    is_one = 1 in (d1, d2)
+    is_square = min(d1, d2) >= _SIDE and max(d1, d2) <= _ELONGATION * min(d1, d2)
+    if is_one or (is_square and min(last, first) >= _COMMON):
+        return np.asarray(low.min()), np.asarray(high.max())
+    # channels come last but where those of the first axis differ clearly more
+    return of_first if first < 0.8 * last else of_last
+
+
+def names_of(*things):
+    """Return the names of the columns, of the first table or fitted estimator that has any."""
+    for thing in things:
+        for attribute in ("columns", "feature_names_in_"):
+            names = getattr(thing, attribute, None)
+            if names is not None:
+                return list(names)
+    return None
+
+
+def in_order(values, names, what):
+    """Return values that have names in the order of the columns; others as they are.
+
+    Parameters
+    ----------
+    values : object
+        A Series, a table with one row, or anything else.
+    names : list or None
+        Names of the columns, None where they are not known.
+    what : str
+        Name of the argument, for messages.
+    """
+    if hasattr(values, "columns"):
+        if len(values) != 1:
+            raise ValueError(
+                f"{what} is a table with {len(values)} rows: give one value per column, in one "
+                "row or in a Series."
+            )
+        labels, numbers = list(values.columns), np.asarray(values)[0]
+    elif hasattr(values, "iloc"):
+        labels, numbers = list(values.index), np.asarray(values)
+    else:
+        return values
+    if labels == list(range(len(labels))):
+        return numbers
+    if names is None:
+        raise ValueError(
+            f"{what} has values for {labels[:10]}, and the columns of X have no names: pass X as a "
+            f"DataFrame, or {what} as an array in the order of the columns."
+        )
+    unknown = [label for label in labels if label not in names]
+    missing = [name for name in names if name not in labels]
+    if unknown or missing or len(labels) != len(names):
+        raise ValueError(
+            f"{what} must have one value for each column of X: {unknown[:10]} are not among the "
+            f"columns, and {missing[:10]} have no value."
+        )
+    return numbers[[labels.index(name) for name in names]]
 
 
 def check_range(X, lower, upper):
@@ -66,11 +148,85 @@ def check_range(X, lower, upper):
 
 
 def warn_about_units(X, eps, stacklevel=4):
-    """Warn where bytes meet a radius that is meant for [0, 1]."""
-    if getattr(X, "dtype", None) in (np.uint8, torch.uint8) and 0 < np.max(eps) < 1:
+    """Warn where bytes meet a radius that is meant for [0, 1]; return whether they do."""
+    if getattr(X, "dtype", None) not in (np.uint8, torch.uint8) or not 0 < np.max(eps) < 1:
+        return False
+    warnings.warn(
+        f"X holds bytes (0 to 255) and eps={np.max(eps):g} is less than one of their steps: "
+        "rescale the data to [0, 1] (X / 255), or give eps in units of 0 to 255.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+    return True
+
+
+#: Shares of the valid range outside of which a radius is in other units than the data.
+_LEAST_SHARE, _LARGEST_SHARE = 1 / 500, 1 / 2
+
+
+def warn_about_radius(eps, norm, lower, upper, sample_shape, stacklevel=4):
+    """Warn where a radius is next to nothing, or next to everything, in the range of the data.
+
+    Parameters
+    ----------
+    eps : float or ndarray
+        Zero for features that are frozen.
+    norm : float
+        In the 0-norm, where `eps` is a number of features, there is nothing to say.
+    lower, upper : array-like or None
+        Valid range, None where there is none.
+    sample_shape : tuple of int
+    stacklevel : int, default=4
+    """
+    if lower is None or norm == 0:
+        return
+    low, high, eps = (np.broadcast_to(v, sample_shape) for v in (lower, upper, eps))
+    free = (eps > 0) & (high > low)
+    if not free.any():
+        return
+    low, high, eps = low[free], high[free], eps[free]
+    # no feature moves by more than its radius, whatever the norm
+    shares = eps / (high - low)
+    share = float(np.median(shares))
+    if share < _LEAST_SHARE:
+        what = f"changes most features by no more than 1/{1 / share:.0f} of their range"
+    else:
+        # how much of the way from one corner of the range to the other is in reach
+        share = share if norm == np.inf else float(1 / np.linalg.norm(1 / shares, ord=norm))
+        if share <= _LARGEST_SHARE:
+            return
+        what = f"reaches {min(share, 1):.0%} of the way from one end of the range to the other"
+    of_norm = "" if norm == np.inf else f" (norm {norm:g})"
+    warnings.warn(
+        f"eps={eps.max():.3g}{of_norm} {what}, which is [{low.min():.3g}, {high.max():.3g}] in "
+        "all. eps is in the units of the data: give another one, or rescale the data to what it "
+        "is meant for.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
+def warn_about_other_data(X, lower, upper, stacklevel=4):
+    """Warn where samples are far out of the range that was learned from others.
+
+    Parameters
+    ----------
+    X : ndarray or Rows of shape (n_samples, ...)
+    lower, upper : array-like or None
+        Smallest and largest value of each feature, None where they are not known.
+    stacklevel : int, default=4
+    """
+    if lower is None or len(X) == 0:
+        return
+    few = X[np.unique(np.linspace(0, len(X) - 1, 100).astype(int))]
+    # outliers are beyond the range; most samples, by more than its width, are not
+    width = np.where(np.greater(upper, lower), np.subtract(upper, lower), np.inf)
+    far = (few > upper + width) | (few < lower - width)
+    if np.mean(far.reshape(len(few), -1).any(1)) > 0.5:
         warnings.warn(
-            f"X holds bytes (0 to 255) and eps={np.max(eps):g} is less than one of their steps: "
-            "rescale the data to [0, 1] (X / 255), or give eps in units of 0 to 255.",
+            f"X lies in [{few.min():.3g}, {few.max():.3g}], and what clip='auto' has learned is "
+            f"[{np.min(lower):.3g}, {np.max(upper):.3g}]: are these the units of the training "
+            "data? Scale both alike, or give clip=(low, high).",
             UserWarning,
             stacklevel=stacklevel,
         )
@@ -100,7 +256,8 @@ def encode_labels(labels, classes, what):
         ):
             raise ValueError(
                 f"{what} holds labels of type {labels.dtype}, but a torch module knows its "
-                "classes only as 0, 1, 2, ...: pass class indices."
+                "classes only as 0, 1, 2, ...: pass class indices, or name them: "
+                "as_victim(module, classes=[...])."
             )
         return labels.astype(np.int64)
     order = np.argsort(classes)
@@ -113,9 +270,16 @@ def encode_labels(labels, classes, what):
         index = known
     if not np.all(known):
         unknown = np.unique(np.atleast_1d(labels)[~np.atleast_1d(known)])[:5].tolist()
+        is_count = np.array_equal(classes, np.arange(len(classes)))
+        hint = ""
+        if is_count and isinstance(unknown[0], str):
+            hint = (
+                " A torch module, which knows its classes only as numbers, is told their names by "
+                "as_victim(module, classes=[...]), to be attacked in its place."
+            )
         raise ValueError(
             f"{what} contains labels that the model has not been trained on: {unknown}. "
-            f"It knows {np.asarray(classes)[:10].tolist()}."
+            f"It knows {np.asarray(classes)[:10].tolist()}.{hint}"
         )
     return np.asarray(index, dtype=np.int64)
 
@@ -123,25 +287,44 @@ def encode_labels(labels, classes, what):
 def check_sample_shape(shape, fitted, owner):
     """Raise if samples are not of the shape that `owner` was fitted on."""
     if tuple(shape) != tuple(fitted):
+        hint = ""
+        if tuple(shape) == tuple(fitted)[1:]:
+            hint = " The first axis of X counts samples: for one sample pass X[None]."
         raise ValueError(
             f"X has samples of shape {tuple(shape)}, but {type(owner).__name__} was fitted on "
-            f"samples of shape {tuple(fitted)}."
+            f"samples of shape {tuple(fitted)}.{hint}"
         )
 
 
 def check_labels(y):
-    """Return `y` as a 1-D array, with a word of help for one-hot labels."""
+    """Return `y` as a 1-D array, with a word of help for one-hot and for several labels."""
     if isinstance(y, torch.Tensor):
         y = y.detach().cpu().numpy()
     shape = getattr(y, "shape", None)
     if shape is None:
-        shape = np.asarray(y).shape
-    if len(shape) == 2 and shape[1] > 1:
+        try:
+            shape = np.asarray(y).shape
+        except ValueError as error:  # lists of different lengths
+            raise ValueError(f"y must be one-dimensional and holds sequences. {_ONE}") from error
+    if len(shape) == 0:
         raise ValueError(
-            f"y must be one-dimensional and has shape {shape}. If it is one-hot encoded, "
-            "pass y.argmax(axis=1)."
+            f"y is a single label, {y!r}. The first axis of X and y counts samples: for one sample "
+            "pass X[None] and [y]."
         )
+    if len(shape) > 2 or (len(shape) == 2 and shape[1] > 1):
+        hint = "If it is one-hot encoded, pass y.argmax(axis=1)." if _is_one_hot(y) else _ONE
+        raise ValueError(f"y must be one-dimensional and has shape {shape}. {hint}")
     return y
+
+
+_ONE = "Multilabel and multi-output targets are not supported: there is one label for each sample."
+
+
+def _is_one_hot(y):
+    y = np.asarray(y)
+    if y.ndim != 2:
+        return False
+    return y.dtype.kind in "biuf" and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()
 
 
 RANDOM_STARTS = ("none", "uniform", "gaussian")

@@ -79,6 +79,7 @@ def craft(attack, model, values, y_true, X):
     info : dict of str to ndarray of shape (n_samples, ...)
     """
     run = prepared(attack, model, values, y_true, X)
+    run.victim.compare(values, columns=getattr(X, "columns", None))
     found = run.attack.run(run)
     run.batches.warn()
     return found

@@ -218,7 +218,8 @@ def _closest(estimator, values, y_true, attack, X):
         if "distance" in info:
             distance[correct] = info["distance"]
         else:
-            fooled = predicted_index(estimator, run.victim, X_adv, X) != y_true[correct]
+            found = predicted_index(estimator, run.victim, X_adv, X, attacked=True)
+            fooled = found != y_true[correct]
             moved = perturbation_norm(X_adv, values[correct], attack.norm)
             distance[correct] = np.where(fooled, moved, np.inf)
         run.batches.warn()
@@ -318,7 +319,7 @@ def half_accuracy_eps(
     if minimal:
         correct, distance = _closest(estimator, values, y_true, attack, X)
     else:
-        run = prepared(attack, estimator, values, y_true, X)
+        run = prepared(attack, estimator, values, y_true, X, is_meant=False)
         correct = predicted_index(estimator, run.victim, values, X) == y_true
     if not correct.any():
         warnings.warn(
@@ -336,7 +337,7 @@ def half_accuracy_eps(
 
 def _bisect(estimator, run, y_true, X, correct, allowed, max_eps, rtol):
     sample_shape = run.X.shape[1:]
-    own = check_eps(run.attack.eps, run.norm, sample_shape)
+    own = run.attack._stated_eps(run.norm, sample_shape)
     largest = float(np.max(own))
     if np.ndim(own) and largest == 0:
         raise ValueError("The eps of the attack is zero for all features: nothing to rescale.")
@@ -348,7 +349,8 @@ def _bisect(estimator, run, y_true, X, correct, allowed, max_eps, rtol):
         if len(left) > allowed:
             part = run.take(left).resized(size * shape)
             X_adv, _ = part.attack.run(part, keep="first")
-            broken_at[left[predicted_index(estimator, run.victim, X_adv, X) != y_true[left]]] = size
+            found = predicted_index(estimator, run.victim, X_adv, X, attacked=True)
+            broken_at[left[found != y_true[left]]] = size
         return np.count_nonzero(broken_at > size)
 
     start = largest or check_eps(None, run.norm, sample_shape)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
@@ -18,6 +17,9 @@ from .._containers import Batches, check_rows, chunks, copy_of, dataset_labels, 
 from .._validation import check_labels
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
+from ..victims._checks import no_answer
+from ..victims._outputs import predicted_class
+from ..victims._own_predict import own_predict_of
 from ..victims.victim import Victim
 from ._craft import prepared
 
@@ -30,7 +32,9 @@ class AdversarialOutcome:
     ----------
     y_true, y_pred, y_pred_adv : ndarray of shape (n_samples,)
         True labels, predictions without and under attack. Samples that are
-        misclassified without an attack are not attacked.
+        misclassified without an attack are not attacked. Under attack a network
+        may return NaN; then the prediction is a label that is nobody's (the
+        smallest integer, NaN or None), so that the sample is not robust.
     X_adv : ndarray of shape (n_samples, ...)
         The samples that were judged; in a temporary file if they are many and
         the data are not in memory.
@@ -108,6 +112,8 @@ def _prepare(estimator, X, y, attack):
     y_true = column_or_1d(check_labels(y))
     values = check_rows(X)
     check_consistent_length(values, y_true)
+    if values.shape[1] != getattr(estimator, "n_features_in_", values.shape[1]):
+        estimator.predict(values[:1])  # which says so in its own words
     return prepared(attack, estimator, values, y_true, X, in_parts=True), y_true
 
 
@@ -144,7 +150,10 @@ def play(run, estimator, X, y_true, keep_samples=False):
         found, reported = attack.run(run if whole else run.take(part, run.X[part]), keep="first")
         n_forward += victim.calls.forward - before.forward
         n_backward += victim.calls.backward - before.backward
-        y_pred_adv[rows] = predicted_index(estimator, victim, found, X, batches)
+        labels = predicted_index(estimator, victim, found, X, batches, True)
+        # one that is nobody's may not fit among the others
+        y_pred_adv = y_pred_adv.astype(np.promote_types(y_pred_adv.dtype, labels.dtype), copy=False)
+        y_pred_adv[rows] = labels
         if keep_samples:
             X_adv[rows] = found
             for name, values_of in reported.items():
@@ -156,36 +165,98 @@ def play(run, estimator, X, y_true, keep_samples=False):
     return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv, info, n_forward, n_backward)
 
 
-def predicted_index(estimator, victim, values, X, batches=None):
-    """Predict the labels of `values` as a user of `X` would."""
-    if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
-    found = []
+def predicted_index(estimator, victim, values, X, batches=None, attacked=False):
+    """Predict the labels of `values` as a user of `X` would.
+
+    Parameters
+    ----------
+    estimator : fitted estimator, torch.nn.Module, Victim, or list or dict of such
+    victim : Victim
+        What is attacked where that is attacked. It is compared with the predictions.
+    values : ndarray or Rows of shape (n_samples, ...)
+    X : object
+        What the user passed; asked for names of columns.
+    batches : Batches, optional
+    attacked : bool, default=False
+        Whether these are adversarial examples. Then a model may answer some of them with NaN; they
+        get a label that is nobody's.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+    """
+    own = None
     if not isinstance(estimator, (nn.Module, Victim)):
-        framed = hasattr(X, "columns") and hasattr(estimator, "feature_names_in_")
-        parts = chunks(values)
+        own = own_predict_of(estimator)
+    if own is None:
+        return _predicted_by_victim(victim, values, batches, attacked)
+    columns, found, lost = getattr(X, "columns", None), [], []
+    nobody = np.zeros(1, dtype=int) if victim.classes is None else victim.classes[:1]
 
-        def ask(rows):
-            part = values[rows]
-            if framed:
-                part = type(X)(part, columns=X.columns)
-            found.append(np.asarray(estimator.predict(part)))
+    def ask(rows):
+        if attacked:
+            labels, has_none = _answers(own, values[rows], columns, nobody)
+        else:
+            labels, has_none = own(values[rows], columns), np.zeros(0, dtype=bool)
+        found.append(labels)
+        lost.append(has_none)
 
-        own = Batches(parts[0].stop)
-        own.run(ask, len(values))
-        if batches is not None and own.size < min(own.first, batches.size):
-            batches.size = own.size
-        return np.concatenate(found)
-    batches = Batches(256) if batches is None else batches
+    parts = chunks(values)
+    asked = Batches(parts[0].stop)
+    asked.run(ask, len(values))
+    if batches is not None and asked.size < min(asked.first, batches.size):
+        batches.size = asked.size
+    labels = np.concatenate(found)
+    victim.compare(values, labels, columns, attacked)
+    return _without_answer(labels, np.flatnonzero(np.concatenate(lost)))
+
+
+def _answers(own, values, columns, nobody):
+    """Return labels, and where there is none because the model answers NaN."""
+    try:
+        return own(values, columns), np.zeros(len(values), dtype=bool)
+    except FloatingPointError:
+        if len(values) == 1:
+            return nobody, np.ones(1, dtype=bool)
+        halves = np.array_split(values, 2)
+        answers = [_answers(own, half, columns, nobody) for half in halves]
+        return tuple(np.concatenate(several) for several in zip(*answers, strict=True))
+
+
+def _predicted_by_victim(victim, values, batches, attacked):
+    """Predict labels by the largest logit of the victim."""
+    found = []
 
     def look(rows):
         x = torch.from_numpy(np.array(values[rows]))
-        found.append(seen(x.to(victim.device, victim.dtype)).argmax(1).cpu().numpy())
+        logits = seen(x.to(victim.device, victim.dtype))
+        found.append(predicted_class(logits).cpu().numpy())
 
     with victim.frozen() as seen, torch.no_grad():
-        batches.run(look, len(values))
-    labels = np.concatenate(found)
-    return labels if victim.classes is None else victim.classes[labels]
+        (Batches(256) if batches is None else batches).run(look, len(values))
+    index = np.concatenate(found)
+    lost = np.flatnonzero(index < 0)
+    if len(lost) and not attacked:
+        raise no_answer(victim.name, len(lost), len(index))
+    labels = index if victim.classes is None else victim.classes[index]
+    victim.compare(values, attacked=attacked)
+    return _without_answer(labels, lost)
+
+
+def _without_answer(labels, rows):
+    """Return labels with those in some rows made equal to no class."""
+    if not len(rows):
+        return labels
+    if labels.dtype.kind in "iub":
+        labels = labels.astype(np.int64)
+        labels[rows] = np.iinfo(np.int64).min
+    elif labels.dtype.kind == "f":
+        labels = labels.copy()
+        labels[rows] = np.nan
+    else:
+        labels = labels.astype(object)
+        labels[rows] = None
+    return labels
 
 
 def score_adversarial(

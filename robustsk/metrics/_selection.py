@@ -6,8 +6,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn import get_config
 from sklearn.base import BaseEstimator
+from sklearn.utils import _safe_indexing
+from sklearn.utils.metadata_routing import MetadataRequest
+from torch.utils.data import Subset
 
+from .._containers import dataset_labels, is_dataset
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
 from ._scores import score_adversarial
@@ -25,7 +30,8 @@ def make_adversarial_scorer(attack: BaseAttack) -> AdversarialScorer:
     -------
     AdversarialScorer
         Callable ``scorer(estimator, X, y, sample_weight=None)``; it can be
-        pickled and works with ``n_jobs``.
+        pickled and works with ``n_jobs``. With metadata routing, ask for weights by
+        ``set_score_request(sample_weight=True)``.
 
     Examples
     --------
@@ -45,22 +51,81 @@ def make_adversarial_scorer(attack: BaseAttack) -> AdversarialScorer:
 class AdversarialScorer:
     """Scorer that returns the accuracy under an attack; greater is better.
 
+    A sample of a class that the estimator has not been trained on, as happens in a fold that lacks
+    a rare class, is classified wrongly, as in any other accuracy.
+
     Parameters
     ----------
     attack : attack
     """
 
+    _sample_weight_request: bool | str | None = None
+
     def __init__(self, attack):
         self.attack = attack
 
+    def set_score_request(self, *, sample_weight: bool | str | None = None) -> AdversarialScorer:
+        """Say whether weights are to be passed on to the scorer by metadata routing.
+
+        Parameters
+        ----------
+        sample_weight : bool, str or None, default=None
+            Whether they are wanted, or the name they are passed under. None makes passing them an
+            error.
+
+        Returns
+        -------
+        self
+        """
+        if not get_config()["enable_metadata_routing"]:
+            raise RuntimeError(
+                "set_score_request is for metadata routing, which is off: "
+                "sklearn.set_config(enable_metadata_routing=True) turns it on."
+            )
+        self._sample_weight_request = sample_weight
+        return self
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Return what metadata the scorer asks for."""
+        requests = MetadataRequest(owner=type(self).__name__)
+        requests.score.add_request(param="sample_weight", alias=self._sample_weight_request)
+        return requests
+
     def __call__(
-        self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None
+        self,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
     ) -> float:
         """Return the accuracy of `estimator` under the attack."""
-        return score_adversarial(estimator, X, y, self.attack, sample_weight=sample_weight)
+        known = _is_known(estimator, dataset_labels(X) if y is None and is_dataset(X) else y)
+        share = 1.0
+        if known is not None and not known.all():
+            weight = np.ones(len(known)) if sample_weight is None else np.asarray(sample_weight)
+            share = float(weight[known].sum() / weight.sum())
+            if not share:
+                return 0.0
+            rows = np.flatnonzero(known)
+            X = Subset(X, rows.tolist()) if is_dataset(X) else _safe_indexing(X, rows)
+            y = None if y is None else _safe_indexing(y, rows)
+            sample_weight = None if sample_weight is None else weight[known]
+        return share * score_adversarial(estimator, X, y, self.attack, sample_weight=sample_weight)
 
     def __repr__(self):
         return f"make_adversarial_scorer({self.attack!r})"
+
+
+def _is_known(estimator, y):
+    """Return which labels an estimator has been trained on; None where that cannot be told."""
+    classes = getattr(estimator, "classes_", None)
+    if y is None or not isinstance(classes, np.ndarray) or classes.ndim != 1:
+        return None
+    y = np.asarray(y)
+    # names are not numbers: that is a mistake, which an attack explains
+    if y.ndim != 1 or (y.dtype.kind in "biuf") != (classes.dtype.kind in "biuf"):
+        return None
+    return np.isin(y, classes)
 
 
 class MostRobust(BaseEstimator):

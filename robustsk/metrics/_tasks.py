@@ -223,7 +223,7 @@ def joint_success_rates(
         for transform_name, function in zip(transform_names, functions, strict=True):
             judged = np.asarray(getattr(function, "transform", function)(examples))
             for model_name, model, victim in zip(model_names, models, judging, strict=True):
-                fooled.append(predicted_index(model, victim, judged, X) != y_true)
+                fooled.append(predicted_index(model, victim, judged, X, attacked=True) != y_true)
                 parts = [
                     name
                     for name, several in (

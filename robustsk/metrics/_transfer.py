@@ -109,12 +109,12 @@ def transferability_matrix(
     values, y_true = check_samples(X, y)
     judging = judges(targets, values, y_true)
     asked = judging if same else judges(origins, values, y_true)
-    right = [_right(*pair, values, y_true, X) for pair in zip(targets, judging, strict=True)]
+    right = [_right(*pair, values, y_true, X, False) for pair in zip(targets, judging, strict=True)]
     matrix = np.empty((len(origins), len(targets)))
     for i, source in enumerate(origins):
         X_adv = craft(attack, combined_victim([source], values, attack), values, y_true, X)[0]
         if over == "fooled":
-            reached = _right(source, asked[i], values, y_true, X)
+            reached = _right(source, asked[i], values, y_true, X, False)
             reached &= ~_right(source, asked[i], X_adv, y_true, X)
         for j, target in enumerate(targets):
             hit = _right(target, judging[j], X_adv, y_true, X) == (metric == "accuracy")
@@ -126,8 +126,8 @@ def transferability_matrix(
     return matrix
 
 
-def _right(estimator, victim, values, y_true, X):
-    return predicted_index(estimator, victim, values, X) == y_true
+def _right(estimator, victim, values, y_true, X, attacked=True):
+    return predicted_index(estimator, victim, values, X, attacked=attacked) == y_true
 
 
 @dataclass(frozen=True, eq=False)

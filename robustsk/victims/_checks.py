@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -18,7 +20,7 @@ class NoGradientError(TypeError):
 
 def check_victim_fitted(model):
     """Raise a helpful NotFittedError unless `model` is fitted."""
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) or _is_interface(model):
         return
     try:
         check_is_fitted(model)
@@ -31,8 +33,46 @@ def check_victim_fitted(model):
         ) from error
     except TypeError as error:
         raise NoGradientError(
-            f"{type(model).__name__} is neither a torch module nor an estimator."
+            f"{type(model).__name__} is neither a torch module nor an estimator, nor has it "
+            "`predict` and classes_, which black-box attacks need."
         ) from error
+
+
+def _is_interface(model):
+    """Return whether a model need not be an estimator: it answers and knows its classes."""
+    return (
+        not isinstance(model, BaseEstimator)
+        and hasattr(model, "predict")
+        and hasattr(model, "classes_")
+    )
+
+
+def several_labels(name):
+    """Return the error that says that a model predicts several labels for a sample."""
+    return ValueError(
+        f"{name} is a multilabel or multi-output model: it predicts several labels for each "
+        "sample, and an attack needs one. Attack the outputs one by one, e.g. its estimators_."
+    )
+
+
+def check_one_label(model):
+    """Raise if a model predicts several labels for a sample."""
+    classes = getattr(model, "classes_", None)
+    if isinstance(classes, (list, tuple)):  # an array for each label
+        is_several = any(np.ndim(some) for some in classes)
+    else:
+        is_several = np.ndim(classes) > 1
+    kind = getattr(getattr(model, "_label_binarizer", None), "y_type_", "")
+    if is_several or getattr(model, "multilabel_", False) is True or kind.startswith("multilabel"):
+        raise several_labels(type(model).__name__)
+
+
+def no_answer(name, n_lost, n_samples):
+    """Return the error that says that a model returns what is not a number."""
+    return FloatingPointError(
+        f"{name} returns logits that are not finite for {n_lost} of {n_samples} samples, so that "
+        "no class follows from them. Has its training diverged, or does it divide by zero?"
+    )
 
 
 def no_gradient(attack, name):

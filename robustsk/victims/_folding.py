@@ -8,15 +8,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ._outputs import first_output
 from .replica import tensors_in
 
 FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def first_output(output):
-    """Return the logits of a network that may return more."""
-    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def is_untouched(module):

@@ -33,8 +33,10 @@ from .victim import STRAIGHT_THROUGH
 
 
 def real_steps(pipeline):
-    """Return the steps of a pipeline that do something."""
-    return [step for _, step in pipeline.steps if step is not None and step != "passthrough"]
+    """Return the steps of a pipeline that do something when it predicts."""
+    steps = [step for _, step in pipeline.steps if step is not None and step != "passthrough"]
+    # samplers are for training only
+    return [s for s in steps if hasattr(s, "transform") or not hasattr(s, "fit_resample")]
 
 
 @singledispatch

@@ -19,7 +19,8 @@ from torch import nn
 from .._containers import is_out_of_memory
 from .._interrupts import uninterrupted
 from ._convolution import FewChannels, has_few_channels
-from ._folding import FOLDABLE, find_pairs, first_output, folded, is_untouched, norms_of
+from ._folding import FOLDABLE, find_pairs, folded, is_untouched, norms_of
+from ._outputs import first_output
 from .replica import CannotReplicate, Copied, Foreign, Guard, Original, Twin
 
 PRECISIONS = (None, "bf16")

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from ..losses import ensemble_logits
-from .victim import Victim, two_logits
+from ._outputs import two_logits
+from .victim import Victim
 
 
 def join_victims(victims):
@@ -43,7 +44,7 @@ def join_victims(victims):
                 f"{classes[:10].tolist()}, {victim.name} knows {own[:10].tolist()}."
             )
         orders.append([own.tolist().index(label) for label in classes.tolist()])
-    return Victim(
+    joined = Victim(
         MeanEnsemble(
             [Member(v.module, v.dtype, order) for v, order in zip(victims, orders, strict=True)]
         ),
@@ -54,6 +55,8 @@ def join_victims(victims):
         name="mean of " + ", ".join(victim.name for victim in victims),
         differentiable=all(victim.differentiable for victim in victims),
     )
+    joined.parts = list(victims)
+    return joined
 
 
 def join_bounds(bounds):
@@ -83,7 +86,7 @@ class MeanEnsemble(nn.Module):
 
     def forward(self, x):
         """Return log-probabilities of shape (n, n_classes)."""
-        return ensemble_logits([two_logits(member(x)) for member in self.members])
+        return ensemble_logits([two_logits(member(x), len(x)) for member in self.members])
 
     def get_members(self):
         """Return the networks whose probabilities are averaged."""
@@ -101,5 +104,5 @@ class Member(nn.Module):
 
     def forward(self, x):
         """Return the logits."""
-        logits = two_logits(self.module(x.to(self.dtype)))
+        logits = two_logits(self.module(x.to(self.dtype)), len(x))
         return (logits if self.order is None else logits[:, self.order]).to(x.dtype)

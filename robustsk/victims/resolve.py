@@ -14,6 +14,7 @@ import copy
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -21,16 +22,24 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from torch import nn
 
-from ._checks import check_victim_fitted, no_gradient
-from ._folding import first_output
+from ._checks import check_one_label, check_victim_fitted, no_gradient
+from ._outputs import two_logits
+from ._own_predict import own_predict_of
 from .converters import convert, convert_step, real_steps
 from .engine import get_members
 from .ensemble import join_victims
-from .queried import queried_victim
+from .nets import is_net, net_victim
+from .queried import has_threshold, queried_victim, read_threshold
 from .victim import Victim
 
 
-def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients") -> Victim:
+def as_victim(
+    model: Any,
+    *,
+    attack: str | None = None,
+    access: str = "gradients",
+    classes: ArrayLike | None = None,
+) -> Victim:
     """Return the :class:`Victim` that `model` is.
 
     Parameters
@@ -46,7 +55,12 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         What the attack needs: a differentiable model; the same, but with
         transformers in a pipeline that have no gradient left to the attack;
         `decision_function` or `predict_proba`; or nothing but `predict`. Torch
-        modules give all.
+        modules give all. For the last two a model need not be an estimator:
+        `classes_` and these methods are enough.
+    classes : array-like of shape (n_classes,), optional
+        Labels in the order of the logits, for a torch module, which knows its
+        classes only as 0, 1, 2, ... The victim takes the place of the module
+        wherever one is attacked.
 
     Returns
     -------
@@ -58,7 +72,31 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
         If `model` is not fitted.
     NoGradientError
         If no gradient can flow through `model`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustsk import PGD, as_victim
+    >>> _ = torch.manual_seed(0)
+    >>> animals = as_victim(torch.nn.Linear(4, 2), classes=["cat", "dog"])
+    >>> attack = PGD(animals, eps=0.1, clip=(0, 1), random_state=0)
+    >>> attack.generate(torch.rand(2, 4), ["dog", "cat"]).shape
+    torch.Size([2, 4])
     """
+    if classes is not None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"classes are for torch modules; {type(model).__name__} knows its own, or none."
+            )
+        return Victim(model, classes=classes)
+    victim = _victim(model, attack, access)
+    if not isinstance(model, (Victim, nn.Module, list, tuple, dict)):
+        # what is asked for labels is asked for those of `predict`
+        victim.own_predict = None if _is_asked_for_labels(victim) else own_predict_of(model)
+    return victim
+
+
+def _victim(model, attack, access):
     if isinstance(model, Victim):
         if access not in ("scores", "labels") and not model.differentiable:
             raise no_gradient(attack, model.name)
@@ -73,6 +111,7 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
     if isinstance(model, FrozenEstimator):
         return as_victim(model.estimator, attack=attack, access=access)
     check_victim_fitted(model)
+    check_one_label(model)
     if isinstance(model, BaseSearchCV):
         if not hasattr(model, "best_estimator_"):
             raise NotFittedError(
@@ -80,18 +119,21 @@ def as_victim(model: Any, *, attack: str | None = None, access: str = "gradients
                 "or to the name of a metric."
             )
         return as_victim(model.best_estimator_, attack=attack, access=access)
-    if hasattr(model, "__robustsk_victim__"):
+    asks = access in ("scores", "labels")
+    if hasattr(model, "__robustsk_victim__") and not (asks and _predicts_otherwise(model)):
         return model.__robustsk_victim__()
-    if hasattr(model, "module_") and hasattr(model, "criterion_"):
-        return _skorch_victim(model)
-    if access in ("scores", "labels"):
+    if is_net(model):
+        return net_victim(model, attack, access)
+    if asks:
         return queried_victim(model, attack, access)
+    if has_threshold(model):
+        return _threshold_victim(model, attack, access)
     if isinstance(model, Pipeline):
         return _pipeline_victim(model, attack, access)
     if isinstance(model, VotingClassifier) and model.voting == "soft" and model.weights is None:
         victims = members_as_victims(model.estimators_, attack, access)
         for victim in victims:  # they have been told the classes as numbers
-            victim.classes = model.classes_
+            victim.classes, victim.own_predict = model.classes_, None
         return join_victims(victims)
     module = convert(model, attack)
     return Victim(
@@ -111,22 +153,41 @@ def members_as_victims(models, attack, access):
     return [as_victim(model, attack=attack, access=access) for model in models]
 
 
-def _skorch_victim(net):
-    criterion = type(net.criterion_).__name__
-    module = net.module_
-    if criterion == "NLLLoss":  # skorch takes the logarithm of what the module returns
-        module = _LogProbabilities(module)
-    return Victim(module, classes=getattr(net, "classes_", None), name=type(net).__name__)
+def _is_asked_for_labels(victim):
+    return not victim.differentiable and getattr(victim.module, "gives_labels", False)
 
 
-class _LogProbabilities(nn.Module):
-    def __init__(self, module):
+def _predicts_otherwise(model):
+    """Return whether an estimator with a victim of its own has been given another `predict`."""
+    home = getattr(getattr(type(model), "predict", None), "__module__", "")
+    return hasattr(model, "classes_") and home.partition(".")[0] not in ("", "robustsk")
+
+
+def _threshold_victim(model, attack, access):
+    inner, threshold, sign, _ = read_threshold(model)
+    victim = as_victim(inner, attack=attack, access=access)
+    return Victim(
+        _Shifted(victim.module, sign * threshold),
+        classes=model.classes_,
+        dtype=victim.dtype,
+        bounds=victim.bounds,
+        is_image=victim.is_image,
+        name=type(model).__name__,
+    )
+
+
+class _Shifted(nn.Module):
+    """Two logits, of which the second one has to be larger by a threshold."""
+
+    def __init__(self, module, threshold):
         super().__init__()
         self.module = module
+        self.threshold = threshold
 
     def forward(self, x):
-        p = first_output(self.module(x))
-        return torch.log(p + torch.finfo(p.dtype).eps)
+        """Return the logits."""
+        logits = two_logits(self.module(x), len(x))
+        return logits - logits.new_tensor([0.0, self.threshold])
 
 
 class _Chain(nn.Module):
@@ -157,4 +218,6 @@ def _pipeline_victim(pipeline, attack, access):
     victim = as_victim(last, attack=attack, access=access)
     modules = [convert_step(step, attack, access) for step in steps]
     chain = _Chain(modules, victim).to(victim.device)
-    return Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")
+    joined = Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")
+    joined.followed = victim.followed
+    return joined

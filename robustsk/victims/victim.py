@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from .._interrupts import settings_kept
-from ._folding import first_output
+from ._first_look import FirstLook, contradiction, warn_about_outputs
+from ._outputs import is_probability as is_probability
+from ._outputs import other_widths, two_logits
 from .engine import PLAIN, Views, get_members
 
 #: What an attack may see of its victim, from most to least.
@@ -43,7 +45,8 @@ class Victim:
     module : torch.nn.Module
         Maps a batch of raw data to logits of shape (n, n_classes). A single
         logit, shape (n,) or (n, 1), is read as that of the second of two
-        classes; of several outputs the first one counts.
+        classes; of several outputs the one called "logits" counts, and the
+        first one if they have no names.
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits. None means 0, 1, 2, ...
     dtype : torch.dtype, optional
@@ -64,6 +67,18 @@ class Victim:
     is_ours : bool
         Whether one of our estimators is training the model, and may change its modes where it can
         be neither replicated nor copied. False unless set.
+    own_predict : callable or None
+        ``own_predict(X, columns)``, what the estimator itself predicts for an
+        array, if this is the victim that an estimator is: what is attacked
+        must be what predicts. Set by :func:`as_victim`.
+    parts : list of Victim
+        The victims that this one averages.
+    is_numbered : bool
+        Whether `predict` gives the number of the largest output, whatever
+        labels there were in training.
+    followed : str
+        What of an estimator is attacked, for the message if that is not what
+        predicts.
     """
 
     def __init__(
@@ -88,7 +103,10 @@ class Victim:
         self.is_ours = False
         self._view = self._views = None
         self._spare = []
-        self._inspected = False
+        self.own_predict, self.parts, self.is_numbered = None, [], False
+        self.followed = "What is attacked is a network that has been made of its parameters."
+        self._inspected, self._compared = False, frozenset()
+        self._first_look, self._other_widths = None, []
 
     @property
     def module(self):
@@ -105,15 +123,25 @@ class Victim:
         """Return the logits of the batch `x`, shape (n, n_classes); of a part of the model."""
         self.calls.forward += len(x)
         if self._view is not None:
-            output = self._view(x, part)
+            ask = partial(self._view, part=part)
         else:
-            output = (self._module if part is None else get_members(self._module)[part])(x)
-        logits = two_logits(output)
+            ask = self._module if part is None else get_members(self._module)[part]
+        try:
+            output = ask(x)
+            logits = two_logits(output, len(x))
+        except ValueError:
+            if len(x) != 1:
+                raise
+            # statistics of a batch cannot be taken of a single number
+            output = ask(torch.cat([x, x]))
+            logits = two_logits(output, 2)[:1]
         if logits.ndim != 2 or len(logits) != len(x):
             raise ValueError(
                 f"{self.name} must return logits of shape (n_samples, n_classes) and returned "
                 f"{tuple(logits.shape)} for {len(x)} samples."
             )
+        if output is not logits:
+            self._other_widths[:] = other_widths(output)
         return logits
 
     def members(self):
@@ -128,9 +156,9 @@ class Victim:
         return [self] if count == 1 else [partial(self, part=part) for part in range(count)]
 
     def learn_classes(self, X):
-        """Return `classes`, counting the logits of one sample where they are unknown."""
-        if self.classes is None and len(X):
-            self.classes = np.arange(self.logits(X[:1]).shape[1])
+        """Return `classes`, counting the logits of a few samples where they are unknown."""
+        if (self.classes is None or self.is_numbered) and len(X):
+            self.classes = np.arange(self._look(X).logits.shape[1])
         return self.classes
 
     def logits(self, X):
@@ -139,24 +167,94 @@ class Victim:
             x = torch.from_numpy(np.array(X)).to(self.device, self.dtype)
             return seen.itself(x).cpu()
 
-    def warn_about_probabilities(self, X):
-        """Warn where the module returns probabilities instead of logits.
+    @property
+    def is_compared(self):
+        """Whether there are predictions with which the logits can be compared."""
+        return self.own_predict is not None or any(part.is_compared for part in self.parts)
 
-        A softmax before the loss that is attacked saturates: its gradients
-        vanish on confident predictions, and the model looks robust.
+    @property
+    def draws(self):
+        """Whether it has been seen to draw its answers from torch's global generators."""
+        return self._first_look is not None and self._first_look.draws
+
+    def _look(self, X):
+        if self._first_look is None or not self._first_look.is_of(X):
+            self._first_look = FirstLook(self, X)
+            self._first_look.check(self)
+        return self._first_look
+
+    def inspect(self, X, index=None):
+        """Look at the answers to a few samples, and say once what is amiss.
+
+        Parameters
+        ----------
+        X : ndarray or Rows of shape (n_samples, ...)
+        index : ndarray of int of shape (n_samples,), optional
+            Their true classes.
+
+        Raises
+        ------
+        FloatingPointError
+            If logits are not finite.
         """
-        if self._inspected or not self.differentiable or len(X) < 2:
+        if self._inspected or not self.differentiable or not len(X):
             return
         self._inspected = True
-        logits = self.logits(X[:8])
-        if is_probability(logits):
-            warnings.warn(
-                f"{self.name} returns probabilities (each row sums to 1) where logits are needed: "
-                "gradients through the softmax vanish and the attack is weakened. Remove the "
-                "softmax from the module, or return its logarithm.",
-                UserWarning,
-                stacklevel=5,
+        look = self._look(X)
+        look.warn_about_probabilities(self, stacklevel=6)
+        if index is not None and self._other_widths:
+            warn_about_outputs(
+                self.name, look.logits.shape[1], self._other_widths, int(index.max()) + 1
             )
+
+    def compare(self, X, predicted=None, columns=None, attacked=False):
+        """Compare on a few samples what an estimator predicts with what is attacked.
+
+        Parameters
+        ----------
+        X : ndarray, Rows or torch.Tensor of shape (n_samples, ...)
+        predicted : ndarray of shape (n_samples,), optional
+            What the estimator predicts, if that is known; it is asked about a few samples
+            otherwise.
+        columns : list of str, optional
+            Names of the features.
+        attacked : bool, default=False
+            Whether these are adversarial examples. Then it is too late to raise, and `predict` has
+            the last word.
+
+        Raises
+        ------
+        ValueError
+            If they are not the same.
+        """
+        for part in self.parts:
+            part.compare(X, columns=columns, attacked=attacked)
+        if attacked in self._compared or self.own_predict is None or not len(X):
+            return
+        if isinstance(X, torch.Tensor):
+            X = X.detach().to("cpu", torch.promote_types(X.dtype, torch.float32)).numpy()
+        self._compared = self._compared | {attacked}
+        look = FirstLook(self, X) if attacked else self._look(X)
+        if predicted is not None:
+            own = predicted[look.rows]
+        else:
+            try:
+                own = self.own_predict(look.values, columns)
+            except FloatingPointError:
+                if not attacked:
+                    raise
+                return  # what has no answer contradicts nobody
+        message = contradiction(self, look, own, columns)
+        if message is None:
+            return
+        if not attacked:
+            raise ValueError(message)
+        warnings.warn(
+            f"Adversarial examples are judged by `predict`, and the attack has followed something "
+            f"else. {message}",
+            UserWarning,
+            stacklevel=4,
+        )
 
     def to(self, device):
         """Return this victim on `device`; the user's model is never moved."""
@@ -201,7 +299,8 @@ class Victim:
         other = copy.copy(self)
         other._views = views
         try:
-            with settings_kept():
+            # in inference mode no gradient is taken, whoever asks for one
+            with settings_kept(), torch.inference_mode(False):
                 yield other._seen_by(views.of(PLAIN if engine is None else engine, bn_mode))
         finally:
             views.release()
@@ -266,25 +365,6 @@ class Victim:
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         return other
-
-
-def two_logits(output):
-    """Bring the output of a classifier into the shape (n, n_classes)."""
-    output = first_output(output)
-    if output.ndim == 1:
-        output = output[:, None]
-    if output.ndim == 2 and output.shape[1] == 1:
-        output = torch.cat([torch.zeros_like(output), output], dim=1)
-    return output
-
-
-def is_probability(output):
-    """Return whether rows of two or more are probability distributions."""
-    return bool(
-        output.shape[1] > 1
-        and (output >= 0).all()
-        and torch.allclose(output.sum(1), torch.ones(()).to(output), atol=1e-5)
-    )
 
 
 def _state_of(module):

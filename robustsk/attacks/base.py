@@ -31,9 +31,9 @@ from .._validation import check_count, check_labels, check_sample_shape, learn_b
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
 from .objectives import resolve_objective
-from .run import Prepared, perturb_prepared, prepare, run
+from .run import Prepared, in_order_of_columns, perturb_alike, perturb_prepared, prepare, run
 from .targeting import BY_PREDICTION, choose_target, encode_target
-from .threat import Ball, check_clip, check_eps, check_norm
+from .threat import UNLIMITED, Ball, check_clip, check_eps, check_mask, check_norm
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -269,8 +269,12 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             victim = as_victim(model, attack=type(self).__name__, access=self.access)
             if bounds is None:
                 bounds = getattr(self, "clip_bounds_", victim.bounds)
+            victim.compare(x)
             prepared = self.prepare(victim, tuple(x.shape[1:]), bounds=bounds)
-        x_adv, info = prepared.attack.perturb_prepared(
+        attack = prepared.attack
+        # in training the generators are those of the fit
+        perturb = attack.perturb_prepared if prepared is model else attack.perturb_alike
+        x_adv, info = perturb(
             prepared, x, y, objective, seed=seed, keep=keep, clean_logits=clean_logits
         )
         return (x_adv, info) if return_info else x_adv
@@ -288,7 +292,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         -------
         Ball
         """
-        attack = self._resolved()
+        attack = self._resolved()._in_order()
         norm = check_norm(attack.norm, attack.supported_norms)
         eps = attack._effective_eps(norm, tuple(x.shape[1:]))
         return Prepared(attack, None, norm, eps, *attack._box(bounds)).ball(x)
@@ -324,21 +328,19 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             target = encode_target(self.target, batch.victim.classes, len(batch.x))
             batch.target = torch.from_numpy(target).to(batch.x.device)
 
+    def _stated_eps(self, norm, sample_shape):
+        """Return `eps` as it is given, the customary one where it is None or there is no limit."""
+        eps = self.eps
+        if self.minimal and np.ndim(eps) == 0 and eps is not None and eps > UNLIMITED:
+            eps = None
+        return check_eps(eps, norm, sample_shape)
+
     def _effective_eps(self, norm, sample_shape):
         """Return the radius, with frozen features given the radius zero."""
         eps = check_eps(self.eps, norm, sample_shape, unlimited=self.minimal)
         if self.mask is None:
             return eps
-        mask = np.asarray(self.mask)
-        if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-            raise ValueError("mask must be boolean: True where a feature may change.")
-        try:
-            mask = np.broadcast_to(mask.astype(bool), sample_shape)
-        except ValueError as error:
-            raise ValueError(
-                f"mask has shape {mask.shape}, but one sample has shape {sample_shape}."
-            ) from error
-        return np.where(mask, eps, 0.0)
+        return np.where(check_mask(self.mask, sample_shape), eps, 0.0)
 
     def _box(self, bounds):
         return check_clip(self.clip, bounds)
@@ -398,6 +400,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self
         """
         settings = self._resolved()
+        settings = settings._in_order(X, settings.estimator)
         if settings.estimator is None:
             if y is None and is_dataset(X):
                 y = dataset_labels(X)
@@ -493,14 +496,22 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         victim = attack._victim()
         bounds = attack._known_bounds(victim)
         values = attack._check_X(X, victim)
-        return attack.prepare(
+        prepared = attack.prepare(
             victim, values, y, bounds=bounds, original=X, in_parts=attack.whole_runs
         )
+        prepared.victim.compare(values, columns=getattr(X, "columns", None))
+        return prepared
 
     def _check_X(self, X, victim):
         """Return `X` as a validated array, or as `Rows` that are validated when they are read."""
         lazy = Rows(X) if is_dataset(X) or is_mapped(X) else None
         values = to_array(X) if lazy is None else lazy[:1]
+        fitted = getattr(self, "_sample_shape", None)
+        if fitted is not None and len(fitted) > 1 and np.shape(values) == tuple(fitted):
+            raise ValueError(
+                f"X has the shape of one sample, {tuple(fitted)}. The first axis of X counts "
+                "samples: for one sample pass X[None]."
+            )
         if hasattr(self, "n_features_in_"):
             values = validate_data(self, values, dtype=FLOATS, allow_nd=True, reset=False)
         else:
@@ -537,9 +548,12 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         X_adv = self.generate(X, y if labels == "true" else None)
         return stack(X, X_adv), stack(y, y)
 
+    #: Bring what has names into the order of the columns.
+    _in_order = in_order_of_columns
     #: Settle everything before the first question, and attack samples or a batch of tensors: what
     #: all other methods call.
-    prepare, run, perturb_prepared = prepare, run, perturb_prepared
+    prepare, run = prepare, run
+    perturb_prepared, perturb_alike = perturb_prepared, perturb_alike
 
     def _victim(self):
         model = getattr(self, "estimator_", self.estimator)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..victims._outputs import predicted_class
 from ..victims.victim import Victim
 from .noise import SampleNoise
 from .objectives import Objective
@@ -94,6 +95,9 @@ class AttackBatch:
         return torch.autograd.grad([value.sum() for value in values], inputs)
 
     def fooled(self, logits):
-        """Return where the attack has reached its goal, shape (n,)."""
-        predicted = logits.argmax(1)
+        """Return where the attack has reached its goal, shape (n,).
+
+        A model that answers NaN is fooled, though into no class that could be a target.
+        """
+        predicted = predicted_class(logits)
         return predicted != self.y if self.target is None else predicted == self.target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,14 +12,24 @@ from sklearn.utils.validation import check_consistent_length
 from tqdm import tqdm
 
 from .._containers import Batches, Rows, empty_like, is_out_of_memory, take
-from .._validation import check_labels, check_range, encode_labels, warn_about_units
+from .._generator import GeneratorState
+from .._validation import (
+    check_labels,
+    check_range,
+    encode_labels,
+    in_order,
+    names_of,
+    warn_about_other_data,
+    warn_about_radius,
+    warn_about_units,
+)
 from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
 from .batch import AttackBatch
-from .noise import SampleNoise
+from .noise import SampleNoise, seeded
 from .targeting import check_target, encode_target
-from .threat import Ball, check_norm, settle
+from .threat import Ball, check_norm, finite_or, settle
 
 
 @dataclass
@@ -128,6 +139,12 @@ class Prepared:
             exact = clean + (z - x).cpu().to(clean.dtype)
         return settle(exact, clean, self.norm, self.eps, self.lower, self.upper)
 
+    def seeded(self):
+        """Return a context in which a model that draws numbers gives the same answers again."""
+        if not self.victim.draws:
+            return nullcontext()
+        return seeded(self.seed, self.victim.device)
+
     def take(self, rows, X=None):
         """Return the run on some of the samples.
 
@@ -167,7 +184,43 @@ class Prepared:
         return replace(self, attack=attack, eps=eps, _limits={})
 
 
-def prepare(attack, model, X, y=None, *, bounds=None, batches=None, original=None, in_parts=False):
+def in_order_of_columns(attack, *named):
+    """Return the attack with what has names in the order of the columns.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+        This function is a method of it.
+    *named : object
+        Tables and estimators; the first that names its columns counts.
+
+    Returns
+    -------
+    BaseAttack
+    """
+    inside = getattr(attack, "estimator_", attack.estimator)
+    names = names_of(*named, attack, inside)
+    said = {name: in_order(getattr(attack, name), names, name) for name in ("eps", "mask")}
+    if isinstance(attack.clip, (list, tuple)):
+        bounds = tuple(in_order(bound, names, "clip") for bound in attack.clip)
+        is_new = any(a is not b for a, b in zip(bounds, attack.clip, strict=True))
+        said["clip"] = bounds if is_new else attack.clip
+    changed = {name: value for name, value in said.items() if value is not getattr(attack, name)}
+    return attack._with(**changed) if changed else attack
+
+
+def prepare(
+    attack,
+    model,
+    X,
+    y=None,
+    *,
+    bounds=None,
+    batches=None,
+    original=None,
+    in_parts=False,
+    is_meant=True,
+):
     """Settle everything that must be known before the first question.
 
     Parameters
@@ -187,12 +240,14 @@ def prepare(attack, model, X, y=None, *, bounds=None, batches=None, original=Non
         What the user passed as X, for warnings.
     in_parts : bool, default=False
         Whether samples that are not in memory are only looked at when they are read.
+    is_meant : bool, default=True
+        Whether the radius is what the user means, and not one of many that are tried.
 
     Returns
     -------
     Prepared
     """
-    attack = attack._resolved()
+    attack = attack._resolved()._in_order(original, model)
     victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
     shape = X if isinstance(X, tuple) else X.shape[1:]
     norm = check_norm(attack.norm, attack.supported_norms)
@@ -201,21 +256,42 @@ def prepare(attack, model, X, y=None, *, bounds=None, batches=None, original=Non
     if isinstance(X, tuple):
         return Prepared(attack, victim, norm, eps, lower, upper, bounds)
     victim = victim.to(None if attack.device in ("auto", None) else attack.device)
-    warn_about_units(X if original is None else original, eps, stacklevel=5)
+    if is_meant:
+        _warn_about_scale(attack, X, X if original is None else original, norm, eps, lower, upper)
     prepared = Prepared(attack, victim, norm, eps, lower, upper, bounds, X)
     prepared.is_checked = isinstance(attack.clip, str) or not (in_parts and isinstance(X, Rows))
     if prepared.is_checked and not isinstance(attack.clip, str):
         check_range(X, lower, upper)
     prepared.batches = Batches(attack._n_at_a_time(X, victim)) if batches is None else batches
-    if y is not None or attack.target is not None:
-        victim.learn_classes(X)
     if y is not None:
-        prepared.index = encode_labels(check_labels(y), victim.classes, "y")
-        check_consistent_length(X, prepared.index)
+        y = check_labels(y)
+        check_consistent_length(X, y)
+    try:
+        if y is not None or attack.target is not None:
+            victim.learn_classes(X)
+        if y is not None:
+            prepared.index = encode_labels(y, victim.classes, "y")
+        victim.inspect(X, prepared.index)
+    except RuntimeError as error:
+        if X.ndim > 3 or is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"{victim.name} does not take X as {len(X)} samples of shape {X.shape[1:]} ({error}). "
+            "The first axis of X counts samples: for one sample pass X[None]."
+        ) from error
     prepared.target = encode_target(attack.target, victim.classes, len(X))
     check_target(attack.target, prepared.target, prepared.index)
     prepared.seed = attack._draw_seed()
     return prepared
+
+
+def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
+    if warn_about_units(original, eps, stacklevel=6):
+        return
+    if not attack.minimal:  # whose radius is only where the search ends
+        warn_about_radius(eps, norm, lower, upper, X.shape[1:], stacklevel=6)
+    if isinstance(attack.clip, str):
+        warn_about_other_data(X, lower, upper, stacklevel=6)
 
 
 def perturb_prepared(
@@ -236,16 +312,54 @@ def perturb_prepared(
     x_adv : torch.Tensor of the shape of `x`
     info : dict of str to torch.Tensor of shape (n, ...)
     """
-    x = x.detach()
     if len(x) == 0:
-        return x.clone(), {}
+        return x.detach().clone(), {}
     seed = attack._draw_seed() if seed is None else seed
     with prepared.victim.frozen(attack.bn_mode, attack._engine()) as seen:
+        x, y, clean_logits = _usable(x), _usable(y), _usable(clean_logits)
         seen = seen.precise if attack._asks_only else seen
         batch = prepared.batch(
             seen, x, y, objective, seed=seed, keep=keep, clean_logits=clean_logits
         )
-        return attack._attack_batch(batch).detach(), batch.info
+        return finite_or(x, attack._attack_batch(batch).detach()), batch.info
+
+
+def perturb_alike(attack, prepared, x, *given, seed=None, **options):
+    """Attack one batch of tensors, and leave torch's global generators as they were.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+        ``prepared.attack``; this function is a method of it.
+    prepared, x, *given, seed, **options
+        As for `perturb_prepared`.
+
+    Returns
+    -------
+    x_adv : torch.Tensor of the shape of `x`
+    info : dict of str to torch.Tensor of shape (n, ...)
+    """
+    seed = attack._draw_seed() if seed is None else seed
+    device, victim = prepared.victim.device, prepared.victim
+    before = GeneratorState.present(device)
+    found = attack.perturb_prepared(prepared, x, *given, seed=seed, **options)
+    if GeneratorState.present(device).equals(before):
+        return found
+    # it may have been another thread
+    with GeneratorState.present(device).watched() as has_drawn, victim.frozen() as seen:
+        seen(_usable(x)[:2])
+    if not has_drawn():
+        return found
+    before.put_back()
+    with seeded(seed, device):
+        return attack.perturb_prepared(prepared, x, *given, seed=seed, **options)
+
+
+def _usable(tensor):
+    """Return a tensor without its past, which may lie in an inference mode."""
+    if tensor is None:
+        return None
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def run(attack, prepared, keep="worst"):
@@ -269,12 +383,6 @@ def run(attack, prepared, keep="worst"):
     info : dict of str to ndarray of shape (n_samples, ...)
     """
     X, batches = prepared.X, prepared.batches
-    try:
-        with attack._same_each_time(prepared.victim.device):
-            prepared.victim.warn_about_probabilities(X)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
     result, info = empty_like(X), {}
     progress = tqdm(
         total=len(X), desc=type(attack).__name__, unit="sample", disable=not attack.verbose
@@ -282,7 +390,7 @@ def run(attack, prepared, keep="worst"):
     with progress, prepared.victim.frozen(attack.bn_mode, attack._engine()) as seen:
         seen = seen.precise if attack._asks_only else seen
         for attempt in batches.over(len(X)):
-            with attempt as rows:
+            with attempt as rows, prepared.seeded():
                 clean, batch = prepared.look(seen, rows, keep)
                 if attack._has_own_perturb:
                     z = _perturb(attack, prepared, seen, rows, batch)

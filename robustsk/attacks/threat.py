@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._tensors import column, flat, length, positive
+from .._validation import in_order
 from .noise import Stream
 
 #: Perturbation sizes that are customary on images in [0, 1], per norm. For the
@@ -26,7 +27,9 @@ UNLIMITED = 1e10
 #: Fraction of the features that one l1 step moves. Moving only the steepest
 #: one is the exact answer but needs very many steps (Tramèr and Boneh, 2019,
 #: "Adversarial training and robustness for multiple perturbations", Sec. 4.1).
-L1_FRACTION = 0.05
+L1_FRACTION = 0.01
+#: How many times as many may take part where the valid range leaves little room.
+_MORE = 10
 
 _NAMES = {
     "inf": np.inf, "linf": np.inf, "l_inf": np.inf, "l2": 2.0, "2": 2.0, "l1": 1.0, "1": 1.0,
@@ -86,6 +89,7 @@ def check_eps(
     -------
     float or ndarray of shape `sample_shape`
     """
+    eps = in_order(eps, None, "eps")
     if unlimited:
         eps = UNLIMITED if eps is None else eps
         if isinstance(eps, (int, float)) and eps > UNLIMITED:
@@ -112,6 +116,30 @@ def check_eps(
         ) from error
 
 
+def check_mask(mask: Any, sample_shape: tuple[int, ...]) -> np.ndarray:
+    """Validate where features may change.
+
+    Parameters
+    ----------
+    mask : array-like of bool
+    sample_shape : tuple of int
+        Shape of one sample, to which it must broadcast.
+
+    Returns
+    -------
+    ndarray of bool of shape `sample_shape`
+    """
+    mask = np.asarray(in_order(mask, None, "mask"))
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError("mask must be boolean: True where a feature may change.")
+    try:
+        return np.broadcast_to(mask.astype(bool), sample_shape)
+    except ValueError as error:
+        raise ValueError(
+            f"mask has shape {mask.shape}, but one sample has shape {sample_shape}."
+        ) from error
+
+
 def check_clip(
     clip: Any, bounds: tuple[np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -133,6 +161,8 @@ def check_clip(
         if clip != "auto":
             raise ValueError(f"clip must be 'auto', None or (low, high), got {clip!r}.")
         return (None, None) if bounds is None else bounds
+    if isinstance(clip, (list, tuple)):
+        clip = [in_order(bound, None, "clip") for bound in clip]
     try:
         low, high = (np.asarray(v, dtype=np.float64) for v in clip)
     except (TypeError, ValueError) as error:
@@ -366,20 +396,31 @@ class Ball:
             length = positive(torch.linalg.vector_norm(flat(gradient), dim=1))
             direction = gradient / column(length, gradient)
         else:
-            direction = self._sparse_direction(z, gradient)
+            return z + self.to_data(self._sparse_step(z, gradient, size))
         # the direction is nobody else's: no need for another tensor
         return self.to_data(direction).mul_(size).add_(z)
 
-    def _sparse_direction(self, z, gradient):
-        if self.lower is not None:
-            # a feature at the edge of its range has nowhere to go
-            stuck = ((z >= self.upper) & (gradient > 0)) | ((z <= self.lower) & (gradient < 0))
-            gradient = gradient.masked_fill(stuck, 0.0)
+    def _sparse_step(self, z, gradient, size):
+        """Return a step of length `size` in the 1-norm, in the units in which the ball is round.
+
+        The steepest features share it. What has no room for its part leaves the rest to the next
+        ones.
+        """
         vectors = flat(gradient)
-        k = max(1, round(L1_FRACTION * vectors.shape[1]))
-        top = vectors.abs().topk(k, dim=1).indices
-        direction = torch.zeros_like(vectors).scatter(1, top, vectors.gather(1, top).sign() / k)
-        return direction.reshape(gradient.shape)
+        count = max(1, round(L1_FRACTION * vectors.shape[1]))
+        if self.lower is None:
+            top = vectors.abs().topk(count, dim=1).indices
+            moved = torch.full_like(top, 1.0, dtype=vectors.dtype) * (size / count)
+        else:
+            room = torch.where(gradient > 0, self.upper - z, z - self.lower)
+            room = flat(self.to_unit(room)).clamp_min(0.0)
+            slope = vectors.abs().masked_fill(room == 0, 0.0)
+            steepest = slope.topk(min(vectors.shape[1], _MORE * count), dim=1)
+            top, room = steepest.indices, room.gather(1, steepest.indices)
+            moved = room.clamp_max(size / count).masked_fill(steepest.values == 0, 0.0)
+            moved = torch.minimum(moved, (size + moved - moved.cumsum(1)).clamp_min(0.0))
+        step = vectors.sign().gather(1, top).mul_(moved)
+        return torch.zeros_like(vectors).scatter_(1, top, step).reshape(gradient.shape)
 
     def random_start(self, kind, noise, stream, std):
         """Draw a starting point.
@@ -426,7 +467,8 @@ def settle(z, x, norm, eps, lower=None, upper=None):
 
     Rounding ``x + delta`` to floating point can leave the ball by a bit, which
     honest evaluation must not allow. The perturbation is recomputed in float64
-    and every feature rounded towards the clean sample.
+    and every feature rounded towards the clean sample. A sample of which a value
+    is infinite or not a number comes back clean.
 
     Parameters
     ----------
@@ -472,7 +514,22 @@ def settle(z, x, norm, eps, lower=None, upper=None):
         candidate = torch.clamp(
             candidate, _inward(low, x.dtype, torch.inf), _inward(high, x.dtype, -torch.inf)
         )
-    return candidate
+    return finite_or(x, z, candidate)
+
+
+def finite_or(x, *results):
+    """Return the last of `results`, and `x` for the samples where one of them is not finite.
+
+    Parameters
+    ----------
+    x, *results : torch.Tensor of shape (n, ...)
+
+    Returns
+    -------
+    torch.Tensor of shape (n, ...)
+    """
+    finite = torch.stack([flat(result.isfinite()).all(1) for result in results]).all(0)
+    return torch.where(column(finite, x), results[-1], x)
 
 
 def _inward(bound, dtype, towards):

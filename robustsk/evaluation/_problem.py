@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, dataset_labels, is_dataset, to_array
-from .._validation import check_labels, encode_labels, learn_bounds
+from .._validation import check_labels, encode_labels, in_order, learn_bounds, names_of
 from ..attacks.base import check_attack
 from ..attacks.gradient.fgsm import FGSM
 from ..attacks.objectives import OBJECTIVES
@@ -75,8 +75,15 @@ class Problem:
         self._find_victim()
         self.asked._inspected = True  # that it returns probabilities is said by a red flag
         self.index = encode_labels(self.y, self.asked.learn_classes(self.values), "y")
+        columns = names_of(X, estimator)
+        eps = in_order(eps, columns, "eps")
+        if isinstance(clip, (list, tuple)):
+            clip = tuple(in_order(bound, columns, "clip") for bound in clip)
+        for attack in attacks:
+            check_attack(attack)
+        settled = [attack._resolved()._in_order(X, estimator) for attack in attacks]
         self.norm, self.eps, own_clip = _threat_model(
-            estimator, norm, eps, self.values.shape[1:], attacks
+            estimator, norm, eps, self.values.shape[1:], settled
         )
         self.clip = own_clip if isinstance(clip, str) and clip == "auto" else clip
         self.bounds = self.asked.bounds
@@ -137,9 +144,9 @@ class Problem:
             setattr(other, name, getattr(self, name)[rows])
         return other
 
-    def predict(self, values):
+    def predict(self, values, attacked=False):
         """Return the labels that the estimator predicts."""
-        return predicted_index(self.estimator, self.asked, values, self.X)
+        return predicted_index(self.estimator, self.asked, values, self.X, attacked=attacked)
 
     def attack(self, cls, **own):
         """Return an attack of this threat model."""
@@ -148,7 +155,7 @@ class Problem:
     def complete(self, attack):
         """Return `attack` with this threat model where it has none of its own."""
         check_attack(attack)
-        own = attack._resolved()
+        attack = own = attack._resolved()._in_order(self.X, self.estimator)
         settings = {}
         norm = check_norm(own.norm, _NORMS)
         if norm != self.norm:
@@ -189,10 +196,10 @@ class Problem:
         robust = self.correct.copy()
         if robust.any():
             X, y = self.values[robust], self.y[robust]
-            run = attack.prepare(self.asked, X, y, bounds=self.bounds)
+            run = attack.prepare(self.asked, X, y, bounds=self.bounds, is_meant=False)
             X_adv, _ = run.attack.run(run, keep="first")
             run.batches.warn()
-            robust[robust] = self.predict(X_adv) == y
+            robust[robust] = self.predict(X_adv, attacked=True) == y
         return robust
 
     def gradient(self, objective, values, index):
@@ -214,11 +221,8 @@ class Problem:
         return logits.detach().cpu().double().numpy(), gradient.flatten(1).cpu().double().numpy()
 
 
-def _threat_model(estimator, norm, eps, sample_shape, attacks):
+def _threat_model(estimator, norm, eps, sample_shape, settled):
     """Return norm, eps and clip, from the attacks or the estimator where they are not given."""
-    for attack in attacks:
-        check_attack(attack)
-    settled = [attack._resolved() for attack in attacks]
     estimator = getattr(estimator, "best_estimator_", estimator)
     own = estimator.default_attack() if hasattr(estimator, "default_attack") else None
     clip = "auto" if own is None else own.clip

@@ -14,6 +14,7 @@ from scipy.stats import binom
 
 from .._validation import check_count
 from ..attacks.black_box.square import SquareAttack
+from ..attacks.gradient._prediction import COUNT, SHARE, mispredicted
 from ..attacks.gradient.fgsm import FGSM
 from ..attacks.gradient.pgd import PGD
 from ..attacks.gradient.scaled_pgd import ScaledPGD
@@ -113,7 +114,9 @@ def red_flags(
         - ``logit_scaling``: PGD breaks more once the logits are rescaled;
         - ``label_leaking``: FGSM with the true labels is weaker than with the
           predicted ones;
-        - ``returns_probabilities``: a softmax stands before the loss.
+        - ``returns_probabilities``: a softmax stands before the loss;
+        - ``gradient_does_not_predict``: within a part of `eps` the margin
+          changes by something else than the gradient says.
 
     Notes
     -----
@@ -254,10 +257,11 @@ class Probe:
         return None
 
 
-def raise_flags(probe):
-    """Make all checks; return a list of :class:`RedFlag`."""
+def raise_flags(probe, names=None):
+    """Make all checks, or those of some names; return a list of :class:`RedFlag`."""
     found = []
-    for name, check in _CHECKS.items():
+    for name in _CHECKS if names is None else names:
+        check = _CHECKS[name]
         reason = probe.missing(check.needs)
         fired, evidence = (None, reason) if reason else check.function(probe)
         found.append(RedFlag(name, fired, evidence, check.advice))
@@ -276,7 +280,8 @@ def _black_box_stronger(probe):
     problem = probe.problem
     if problem.norm not in SquareAttack.supported_norms:
         return None, f"The Square attack does not know norm={problem.norm:g}."
-    robust = probe.robust("Square", SquareAttack, max_queries=500)
+    # stronger, it would beat weaker attacks on models without any fault
+    robust = probe.robust("Square", SquareAttack, max_queries=500, rescale_schedule=False)
     return _undercuts(probe, robust, "the Square attack, which sees scores only,")
 
 
@@ -363,6 +368,26 @@ def _lead(logits, index):
     return logits[own] - np.where(own, -np.inf, logits).max(1)
 
 
+def _gradient_does_not_predict(probe):
+    problem = probe.problem.take(probe.problem.correct)
+    reach, wrong, told = problem.attack(PGD).reach, [], []
+    with problem.asked.frozen() as seen:
+        for start in range(0, len(problem.y), _BATCH):
+            rows = slice(start, start + _BATCH)
+            x = torch.from_numpy(np.array(problem.values[rows])).to(seen.device, seen.dtype)
+            y = torch.from_numpy(problem.index[rows]).to(seen.device)
+            _, *parts = mispredicted(seen, x, y, reach(x, problem.bounds))
+            wrong.append(parts[0].cpu())
+            told.append(parts[1].cpu())
+    count, n = int(torch.cat(wrong).sum()), int(torch.cat(told).sum())
+    if n == 0:
+        return None, "Within a part of eps the margin changes by no more than rounding."
+    return count > max(SHARE * n, COUNT), (
+        f"Of {n} samples classified correctly whose margin changes within a part of eps, the "
+        f"gradient mispredicts the change by more than a factor of 5 at {count}."
+    )
+
+
 def _non_finite_gradients(probe):
     bad = ~(probe.gradients["ce"][0] & probe.gradients["cw"][0])
     return bool(bad.any()), (
@@ -395,9 +420,9 @@ def _label_leaking(probe):
     right = {}
     for name, labels in (("true", wrong.y), ("predicted", wrong.y_pred)):
         attack = wrong.attack(FGSM)
-        run = attack.prepare(wrong.asked, wrong.values, labels, bounds=wrong.bounds)
+        run = attack.prepare(wrong.asked, wrong.values, labels, bounds=wrong.bounds, is_meant=False)
         X_adv, _ = run.attack.run(run, keep="last")
-        right[name] = wrong.predict(X_adv) == wrong.y
+        right[name] = wrong.predict(X_adv, attacked=True) == wrong.y
     only_true = int((right["true"] & ~right["predicted"]).sum())
     only_predicted = int((right["predicted"] & ~right["true"]).sum())
     return _exceeds(only_true, only_true + only_predicted, 0.5), (
@@ -489,5 +514,12 @@ _CHECKS = {
         (),
         "Remove the softmax from the module, or return its logarithm: gradients through a softmax "
         "vanish on confident predictions.",
+    ),
+    "gradient_does_not_predict": _Check(
+        _gradient_does_not_predict,
+        ("gradients", "correct", "norm", "repeatable"),
+        "The gradient says nothing about what is a step away, and attacks that follow it are led "
+        "astray: the robust accuracy is an upper bound. Use black-box attacks, and a "
+        "differentiable stand-in of the step that hides the slope (BPDA).",
     ),
 }

@@ -11,10 +11,10 @@ from sklearn.utils.parallel import Parallel, delayed
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, dataset_labels, is_dataset, to_array
-from .._validation import check_labels, learn_bounds
+from .._validation import check_labels, learn_bounds, warn_about_radius
 from ..attacks import PGD
 from ..attacks.base import check_attack
-from ..attacks.threat import check_eps, check_norm
+from ..attacks.threat import check_norm
 from ..metrics import clopper_pearson_interval
 from ..metrics._craft import prepared
 from ..metrics._scores import play
@@ -172,7 +172,7 @@ class RobustnessCurveDisplay:
         pyplot(f"{cls.__name__}.from_estimator")
         attack = default_attack(estimator) if attack is None else attack
         check_attack(attack)
-        attack = attack._resolved()
+        attack = attack._resolved()._in_order(X, estimator)
         clopper_pearson_interval(0, 1, confidence)  # complains before the work, not after it
         if is_dataset(X):
             y = dataset_labels(X) if y is None else y
@@ -182,7 +182,7 @@ class RobustnessCurveDisplay:
         y = column_or_1d(check_labels(y))
         check_consistent_length(values, y)
         norm = check_norm(attack.norm, attack.supported_norms)
-        own_eps = check_eps(attack.eps, norm, values.shape[1:])
+        own_eps = attack._stated_eps(norm, values.shape[1:])
         eps = _check_eps_range(eps_range, np.max(own_eps))
         if np.ndim(own_eps) and np.max(own_eps) == 0:
             raise ValueError("The eps of the attack is zero for all features: nothing to rescale.")
@@ -192,6 +192,9 @@ class RobustnessCurveDisplay:
         bounds = getattr(attack, "clip_bounds_", victim.bounds)
         if bounds is None:
             bounds = learn_bounds(values, victim.is_image)
+        if eps_range is None and not attack.minimal:
+            own = attack._effective_eps(norm, values.shape[1:])
+            warn_about_radius(own, norm, *attack._box(bounds), values.shape[1:], stacklevel=3)
         # neither needed nor to be copied
         attack = copy.copy(attack).set_params(estimator=None)
         attack.clip_bounds_ = bounds
@@ -391,7 +394,7 @@ def _withstood(estimator, X, y, attack, eps, own_eps):
     """Say which samples withstand which perturbation sizes, shape (n_eps, n_samples)."""
     # every size starts from the same random state, and the user's own is not moved
     attack = attack._with(random_state=copy.deepcopy(attack.random_state))
-    run = prepared(attack, estimator, check_floats(X), y, X)
+    run = prepared(attack, estimator, check_floats(X), y, X, is_meant=False)
     robust = np.zeros((len(eps), len(y)), dtype=bool)
     left = np.arange(len(y))
     # who is right without an attack comes out of the first one

@@ -2,6 +2,8 @@
 
 import itertools
 import warnings
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from torch import nn
 
 from robustsk.attacks import APGD, BIM, FAB, FGSM, PGD, AutoAttack, SquareAttack, as_victim
 from robustsk.attacks.gradient._margin import MarginPGD
+from robustsk.attacks.wrappers._state import StageResult
 from robustsk.metrics import adversarial_outcome, score_adversarial
 
+SLOW = pytest.mark.slow
 DUAL = {np.inf: 1, 2: 2, 1: np.inf}
 
 
@@ -256,6 +260,7 @@ def test_none_left_and_all_left(digits, versions, version, eps):
     net, X, y = digits
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "eps=")  # in other units, as it seems
         result = AutoAttack(net, version=version, eps=eps, clip=(0, 1), random_state=0).evaluate(
             X[:6], y[:6]
         )
@@ -300,7 +305,7 @@ class Interrupted(nn.Module):
 def test_an_interrupted_run_goes_on(digits, tmp_path, budget, monkeypatch):
     net, X, y = digits
     X, y = X[:40], y[:40]
-    monkeypatch.setattr("robustsk.attacks.wrappers._cascade._SAVE_EVERY", 0.0)
+    monkeypatch.setattr("robustsk.attacks.wrappers._state._SAVE_EVERY", 0.0)
     attacks = [PGD(n_steps=20), PGD(n_steps=30, objective="cw"), SquareAttack(max_queries=75)]
     common = {"version": "custom", "attacks": attacks, "batch_size": 16, **COMMON}
     whole = AutoAttack(net, **common).evaluate(X, y)
@@ -387,8 +392,10 @@ def test_vanishing_gradients_are_told(digits, versions):
     assert result.stages[-1].n_fooled > 0
 
 
-def test_success_of_a_black_box_raises_the_alarm(digits, versions):
+def test_success_of_a_black_box_raises_the_alarm(digits, versions, monkeypatch):
     net, X, y = digits
+    # which would have told before
+    monkeypatch.setattr("robustsk.attacks.wrappers.autoattack.COUNT", 10**9)
 
     class Backwards(nn.Module):
         """The gradient points to where the model is safest."""
@@ -402,6 +409,70 @@ def test_success_of_a_black_box_raises_the_alarm(digits, versions):
             X[:30], y[:30]
         )
     assert [s.name for s in result.stages][-4:] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+
+
+class Decoy(nn.Module):
+    """All that the gradient sees is another model."""
+
+    def __init__(self, net, other):
+        super().__init__()
+        self.net, self.other = net, other
+
+    def forward(self, x):
+        return self.net(x.detach()) + 1e-3 * self.other(x)
+
+
+class Shattered(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x + 0.03 * torch.sin(400 * x))
+
+
+@pytest.mark.parametrize("n", [20, pytest.param(120, marks=SLOW)])
+@pytest.mark.parametrize("version", ["fast", "custom", pytest.param("standard", marks=SLOW)])
+@pytest.mark.parametrize("kind", ["decoy", "shattered"])
+def test_gradients_that_predict_nothing_are_told(digits, monkeypatch, kind, version, n):
+    net, X, y = digits
+    shorten(monkeypatch)
+    model = Shattered(net) if kind == "shattered" else Decoy(net, small_net())
+    attacks = [PGD(n_steps=2)] if version == "custom" else None
+    attack = AutoAttack(model, version=version, attacks=attacks, **{**COMMON, "eps": 0.1})
+    with pytest.warns(UserWarning, match=r"mispredicts .* far too high"):
+        result = attack.evaluate(X[:n], y[:n])
+    if version == "fast":
+        assert result.stages[0].name == "APGD-CE"
+
+
+@pytest.mark.parametrize(("n_fooled", "more"), [(0, 0), (1, 1), (2, 4)])
+def test_one_success_among_few_has_more_looked_at(n_fooled, more):
+    attack = AutoAttack(version="fast")
+    *_, square = attack._stages(10)
+    result = StageResult("Square", 33, n_fooled, 0.5, 1, 0, 1.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        stages = attack._more(square, result, [square], 10)
+    assert len(stages) == more
+    assert bool(caught) == (n_fooled > 1)
+    if n_fooled == 1:
+        (again,) = stages
+        assert (again.sample, again.tolerance) == (40, 0)
+        with pytest.warns(UserWarning, match=r"Square, once more fooled 1 of"):
+            assert len(attack._more(again, replace(result, name=again.name), [again], 10)) == 4
+        assert not attack._more(again, replace(result, n_fooled=0), [again], 10)
+
+
+def test_survivors_are_spot_checked_wherever_they_lie():
+    attack = AutoAttack(version="fast")
+    *_, square = attack._stages(10)
+    state = SimpleNamespace(stage=np.full(300, -1), margin=np.arange(300.0))
+    chosen = attack._chosen(square, state, 0)
+    closest = chosen >= 285
+    assert closest.sum() == 15
+    assert (~closest).sum() == 20
+    assert chosen[~closest].min() < 100
 
 
 def test_audit(digits, versions):

@@ -80,10 +80,11 @@ def test_candidates_are_those_of_each_sample(norm):
     towards = exact[np.arange(60), second]
     assert len(set(second)) > 2
     assert (towards > exact.min(1) * 1.03).sum() > 3
-    _, info = attack(net, x, norm=norm, n_candidates=1)
+    given = {"norm": norm, "n_candidates": 1, "n_binary_steps": 0}
+    _, info = attack(net, x, **given)
     assert_allclose(info["distance"], 1.02 * towards, rtol=1e-10)
     shuffled = torch.randperm(60, generator=torch.Generator().manual_seed(0))
-    _, again = attack(net, x[shuffled], norm=norm, n_candidates=1)
+    _, again = attack(net, x[shuffled], **given)
     assert_allclose(again["distance"], info["distance"][shuffled], rtol=1e-10)
 
 
@@ -127,7 +128,8 @@ def test_loop_over_samples_in_numpy(norm, overshoot):
         (layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in (net[0], net[2])
     ]
     victim = as_victim(net)
-    x_adv, info = attack(victim, x, norm=norm, overshoot=overshoot, n_steps=20)
+    given = {"norm": norm, "overshoot": overshoot, "n_steps": 20}
+    x_adv, info = attack(victim, x, n_binary_steps=0, **given)
     expected = np.stack([reference(weights, row, norm, overshoot, 20) for row in x.numpy()])
     found = info["distance"].isfinite().numpy()
     assert found.sum() >= 20
@@ -135,6 +137,17 @@ def test_loop_over_samples_in_numpy(norm, overshoot):
     assert_array_equal(x_adv[~found], x[~found])
     if overshoot < 0.1:
         assert victim.calls.backward > 2 * 3 * 25  # curved: more than one step
+    # on the way back the boundary is met where the straight line to the sample crosses it
+    before = victim.calls.forward
+    x_near, near = attack(victim, x, **given)
+    assert (near["distance"] <= info["distance"]).all()
+    assert (near["distance"] < 0.98 * info["distance"])[found].any()
+    assert victim.calls.forward > before
+    border = x + (x_near - x) / (1 + overshoot)
+    for share, is_fooled in ((0.998, False), (1.002, True)):
+        z = x + share * (border - x)
+        moved = (near["distance"] < 0.999 * info["distance"]) & torch.from_numpy(found)
+        assert ((net(z).argmax(1) != net(x).argmax(1))[moved] == is_fooled).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -133,6 +133,21 @@ def test_arrived_samples_stop(problem):
     assert (info["fosc"] == 0).all()
 
 
+@pytest.mark.parametrize("least", [1, 3])
+def test_steps_before_the_criterion(problem, least):
+    net, x, y = problem
+    params = {"criterion": 0.2, "eps": 0.3, "n_steps": 8, "step_size": 0.06}
+    found, info = DynamicPGD(min_steps=least, **params).perturb(net, x, y, seed=3, return_info=True)
+    assert info["n_steps_taken"].min() == least
+    # then it goes on as one that starts from there
+    plain = PGD(eps=0.3, n_steps=least, step_size=0.06)
+    stopped = info["n_steps_taken"] == least
+    assert_allclose(found[stopped], plain.perturb(net, x, y, seed=3)[stopped], atol=1e-12)
+    assert (
+        DynamicPGD(**params).perturb(net, x, y, seed=3, return_info=True)[1]["n_steps_taken"] == 0
+    ).any()
+
+
 def test_smaller_criterion_longer_way(problem):
     net, x, y = problem
     steps, losses = [], []

@@ -282,3 +282,45 @@ def test_models_without_gradients(cls, model, digits):
 def test_bad_parameters(cls, parameters, message, images):
     with pytest.raises(ValueError, match=message):
         cls(images.net, eps=0.1, clip=(0, 1), **parameters).generate(images.X[:2])
+
+
+# --- scores without a slope -----------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """A score that changes at whole numbers only, but for samples whose first value is large."""
+
+    def forward(self, x):
+        value = torch.where(x[:, :1] > 50, x[:, 1:], torch.floor(x[:, 1:]))
+        return torch.cat([torch.zeros_like(value), value.sum(1, keepdim=True) + 0.5], 1)
+
+
+def of_steps(n_flat, n_sloping):
+    X = np.full((n_flat + n_sloping, 4), 3.5)
+    X[n_flat:, 0] = 99
+    return X
+
+
+@every
+@pytest.mark.parametrize(("n_flat", "n_sloping", "n_told"), [(9, 1, 9), (8, 2, None), (1, 0, 1)])
+def test_scores_without_a_slope_are_told(cls, n_flat, n_sloping, n_told, recwarn):
+    attack = cls(Steps(), eps=0.4, clip=None, max_queries=30, n_draws=3, random_state=0)
+    _, info = attack.generate(of_steps(n_flat, n_sloping), return_info=True)
+    assert (info["n_slopes"][:n_flat] == 0).all()
+    assert (info["n_slopes"][n_flat:] > 0).all()
+    messages = [str(w.message) for w in recwarn if "no slope" in str(w.message)]
+    assert len(messages) == (n_told is not None)
+    if n_told:
+        assert f"no slope for {n_told} of {n_flat + n_sloping} samples" in messages[0]
+        assert "SquareAttack, HopSkipJump" in messages[0]
+        assert attack._reach in messages[0]
+
+
+@every
+def test_who_asks_nothing_is_told_nothing(cls, recwarn):
+    X = of_steps(3, 0)
+    attack = cls(Steps(), clip=None, max_queries=30, n_draws=3)
+    attack._with(eps=0.0).generate(X)
+    # what is wrong from the first does not need a slope
+    attack._with(eps=0.4).generate(X, np.zeros(3, dtype=int))
+    assert not [w for w in recwarn if "no slope" in str(w.message)]

@@ -409,3 +409,27 @@ def test_conflict_averse_against_sequential_programming(kind, alpha):
         assert objective(found) <= best + 1e-6 * q.mean()
         length = np.sqrt(found @ q @ found + 1e-8 * q.diagonal().max())
         np.testing.assert_allclose(c_over, c / length, rtol=1e-10)
+
+
+@pytest.mark.parametrize("m", [3, 5])
+@pytest.mark.parametrize("kind", ["plain", "opposed"])
+def test_conflict_averse_converges_whatever_the_lengths(m, kind):
+    """Optimal: along no task is the slope smaller than on the average of the weights."""
+    g = torch.randn(20, m, 30, generator=torch.Generator().manual_seed(0)).double()
+    if kind == "opposed":
+        g[:, 1] = 1e-3 * g[:, 1] - g[:, 0]
+    for low, high in [(0, 0), (-1, 0), (-2, 1), (-3, 1)]:
+        lengths = torch.logspace(low, high, m).double()
+        g = g / g.norm(dim=2, keepdim=True) * lengths[:, None]
+        Q = gram_of(g)
+        w, ratio = conflict_averse(Q, 0.5, 50)
+        in_simplex(w, 1e-12)
+        slope = Q.mean(2) + ratio * (Q @ w.unsqueeze(2)).squeeze(2)
+        gap = (w * slope).sum(1) - slope.amin(1)
+        assert (gap <= 2e-6 * Q.mean((1, 2))).all()
+        if low == high:
+            continue
+        # the same from the first step on: it is not a matter of how many there are
+        other, _ = conflict_averse(Q, 0.5, 1)
+        length = ((w - other).unsqueeze(1) @ Q @ (w - other).unsqueeze(2)).flatten()
+        assert (length <= 1e-5 * Q.mean((1, 2))).all()

@@ -162,8 +162,8 @@ def test_finished_rows_are_not_attacked_again(data):
     with pytest.warns(UserWarning, match="Memory ran out"):
         found = FGSM(model, **COMMON | {"clip": None, "eps": 1e-9}).generate(X, np.zeros(50))
     np.testing.assert_allclose(found, X, atol=1e-6)
-    assert 32 in model.rows
-    assert max(model.rows[model.rows.index(4) :]) <= 4
+    asked = model.rows[model.rows.index(32) :]
+    assert max(asked[asked.index(4) :]) <= 4
 
 
 def test_metrics_and_cascade_warn_once(data):

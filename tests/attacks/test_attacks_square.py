@@ -8,7 +8,7 @@ from recording import Recorder
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from robustsk.attacks import SquareAttack, as_victim
+from robustsk.attacks import AutoAttack, SquareAttack, as_victim
 from robustsk.attacks.batch import AttackBatch
 from robustsk.attacks.black_box._search import Search
 from robustsk.attacks.black_box.square import (
@@ -466,3 +466,27 @@ def test_targets_are_reached(images):
 def test_bad_parameters(parameters, message, images):
     with pytest.raises(ValueError, match=message):
         SquareAttack(images.net, eps=0.1, clip=(0, 1), **parameters).generate(images.X[:2])
+
+
+@pytest.mark.parametrize(
+    ("rescale", "norm", "n_steps", "pace"),
+    [
+        (None, np.inf, 100, 100),
+        (None, np.inf, 4997, 10_000 / 4997),
+        (None, np.inf, 4998, 1),
+        (None, 2, 100, 1),
+        (None, 1, 100, 1),
+        (True, 2, 100, 100),
+        (True, np.inf, 20_000, 0.5),
+        (False, np.inf, 100, 1),
+        (None, np.inf, 0, 1),
+    ],
+)
+def test_the_schedule_is_rescaled_where_that_helps(rescale, norm, n_steps, pace):
+    assert SquareAttack(rescale_schedule=rescale)._pace(n_steps, norm) == pace
+
+
+def test_the_schedule_of_autoattack_is_the_published_one():
+    for version in ("standard", "plus"):
+        (square,) = (s for s in AutoAttack(version=version)._stages(10) if s.name == "Square")
+        assert square.attack._pace(4998, np.inf) == square.attack._pace(100, np.inf) == 1

@@ -340,9 +340,8 @@ def test_questions_for_the_last_word_are_counted():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
     attack = PGD(eps=0.0, n_steps=3, clip=None, random_state=0)
     outcome = adversarial_outcome(model, X, predicted(model, X), attack)
-    # in attack mode, of the model itself, and as it denies a success, whether there seemed one;
-    # eight are looked at to see whether the model returns probabilities
-    assert outcome.n_forward == (4 + 1 + 1) * len(X) + 8
+    # in attack mode, of the model itself, and as it denies a success, whether there seemed one
+    assert outcome.n_forward == (4 + 1 + 1) * len(X)
 
 
 def test_transfer_is_judged_by_the_victim(gate):

@@ -270,6 +270,26 @@ def test_l1_step_moves_a_share_of_the_features():
         assert_array_equal(np.sign(moved[moved != 0]), np.sign(g[moved != 0]))
 
 
+def test_l1_step_goes_on_where_there_is_no_room():
+    """The steepest features share a step; what one has no room for goes to the next."""
+    x = torch.full((1, 300), 0.5, dtype=torch.float64)
+    x[0, 0], x[0, 1] = 0.9, 0.0
+    slope = torch.linspace(3, 1, 300, dtype=torch.float64)
+    ball = Ball(x, 1.0, 9.0, torch.tensor(0.0), torch.tensor(1.0))
+    moved = (ball.push(x, slope[None], 2.0) - x)[0]
+    # three features of 300 share it: 2 / 3 each, of which the box leaves less
+    assert_allclose(moved[:6], [0.1, 2 / 3, 0.5, 0.5, 2 - 0.1 - 2 / 3 - 1.0, 0])
+    assert_allclose(moved.sum(), 2.0)
+    # the part that is not to be had at all is given up
+    assert_allclose((ball.push(x, slope[None], 100.0) - x).sum(), 0.1 + 1.0 + 28 * 0.5)
+    # what has no slope does not move
+    slope[2:] = 0
+    assert_allclose((ball.push(x, slope[None], 2.0) - x)[0, :4], [0.1, 2 / 3, 0, 0])
+    # without a box the steepest share it equally
+    free = Ball(x, 1.0, 9.0).push(x, -torch.linspace(3, 1, 300).double()[None], 2.0) - x
+    assert_allclose(free[0, :4], [-2 / 3, -2 / 3, -2 / 3, 0])
+
+
 def test_l1_step_leaves_features_that_have_nowhere_to_go():
     x = torch.tensor([[1.0, 0.5, 0.0]])
     gradient = torch.tensor([[9.0, 1.0, -5.0]])

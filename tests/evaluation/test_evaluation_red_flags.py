@@ -12,6 +12,8 @@ from torch import nn
 
 from robustsk import PGD, PGDATClassifier, StandardClassifier, load_digits_images
 from robustsk.evaluation import RedFlag, red_flags
+from robustsk.evaluation._problem import Problem
+from robustsk.evaluation._red_flags import Probe, raise_flags
 
 EPS = 0.15
 N = 150
@@ -26,6 +28,7 @@ NAMES = [
     "logit_scaling",
     "label_leaking",
     "returns_probabilities",
+    "gradient_does_not_predict",
 ]
 
 
@@ -189,6 +192,58 @@ def test_shattered_gradients(natural, digits):
     flags = check(model, *digits[2:])
     assert "black_box_stronger" in fired(flags)
     assert not flags["vanishing_gradients"].fired
+
+
+def decoy(natural):
+    class Decoy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.module, self.other = copy.deepcopy(natural.module_), nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.module(x.detach()) + 1e-3 * self.other(x)
+
+    return Decoy()
+
+
+BEFORE = {
+    "rippled": lambda x: x + 0.03 * torch.sin(400 * x),
+    "quantised": lambda x: (8 * x).round() / 8 + 1e-3 * (x - x.detach()),
+    "backwards": lambda x: 2 * x.detach() - x,
+}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("how", ["decoy", *BEFORE])
+def test_gradients_that_predict_nothing(natural, digits, how, norm):
+    model = decoy(natural) if how == "decoy" else Wrapped(natural.module_, before=BEFORE[how])
+    eps = {"linf": EPS, "l2": 1.0, "l1": 4.0}[norm]
+    X, y = digits[2][:60], digits[3][:60]
+    problem = Problem(model, X, y, norm=norm, eps=eps, clip=(0, 1), random_state=0)
+    (flag,) = raise_flags(Probe(problem, 60), ["gradient_does_not_predict"])
+    n, _, count = numbers(flag)
+    assert flag.fired
+    assert n >= count > 0.5 * n > 20
+
+
+@pytest.mark.parametrize("how", ["offset", "scaled", "float64", "log-probabilities", "ripple"])
+def test_gradients_that_do_predict(natural, trained, digits, how):
+    after = {
+        "offset": lambda z: z.double() + 1e6,
+        "scaled": lambda z: 1e-3 * z,
+        "log-probabilities": lambda z: z.log_softmax(1),
+    }.get(how)
+    # a ripple that the gradient passes straight through
+    before = (lambda x: x + 1e-3 * torch.sin(400 * x).detach()) if how == "ripple" else None
+    X, y = digits[2][:60], digits[3][:60]
+    for clf in (natural, trained):
+        model = Wrapped(clf.module_, before=before, after=after)
+        model = model.double() if how == "float64" else model
+        for eps in (0.01, EPS, 0.4):
+            problem = Problem(model, X, y, norm=None, eps=eps, clip=(0, 1), random_state=0)
+            (flag,) = raise_flags(Probe(problem, 60), ["gradient_does_not_predict"])
+            assert flag.fired is False, flag
 
 
 @pytest.mark.parametrize("how", ["thermometer", "detached"])

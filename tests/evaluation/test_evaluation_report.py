@@ -215,7 +215,7 @@ def test_dict_is_json(report):
     assert found["norm"] == "linf"
     assert found["eps"] == EPS
     assert found["n_samples"] == 120
-    assert len(found["red_flags"]) == len(report.red_flags) == 10
+    assert len(found["red_flags"]) == len(report.red_flags) == 11
     assert found["red_flags"]["randomness"]["fired"] is False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from abc import abstractmethod
 
 import numpy as np
@@ -15,6 +16,8 @@ from ._search import MARGIN, Search, parts, rounding
 from .base import BaseBlackBoxAttack
 
 BETA_1, BETA_2 = 0.9, 0.999
+#: Share of the samples without a slope from which on the attack says that it does nothing.
+_STUCK = 0.9
 
 
 class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
@@ -25,7 +28,8 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
     any may turn out to be an adversarial example; the first one that does ends
     the search, and without one the best point is returned.
 
-    Subclasses define `_directions` and `_step`.
+    Subclasses define `_directions` and `_step`. ``info["n_slopes"]`` is the number of rounds whose
+    questions changed the score.
     """
 
     #: Parameter that says how far from the iterate questions are asked, in radii.
@@ -38,6 +42,30 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
     def _resolve_objective(self, objective):
         return MARGIN
 
+    def run(self, prepared, keep="worst"):
+        """Attack validated arrays; see :meth:`BaseAttack.run`.
+
+        Parameters
+        ----------
+        prepared, keep
+            As there.
+        """
+        found, info = super().run(prepared, keep)
+        if "n_slopes" in info:
+            # the first question is about the sample itself
+            asked = info["n_queries"] > 2
+            stuck = asked & (info["n_slopes"] == 0)
+            if stuck.sum() >= max(1, _STUCK * asked.sum()):
+                warnings.warn(
+                    f"{type(self).__name__} has found no slope for {stuck.sum()} of {asked.sum()} "
+                    "samples: no question changed the score, as with the scores of trees, which "
+                    "change in steps. Attacks that need no slope (SquareAttack, HopSkipJump) may "
+                    f"find much more; so may a larger {self._reach}.",
+                    UserWarning,
+                    stacklevel=3,
+                )
+        return found, info
+
     def _attack_batch(self, batch):
         n_draws = check_count(self.n_draws, "n_draws")
         reach = getattr(self, self._reach)
@@ -47,15 +75,16 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
         if self.step_size is not None:
             step_size = check_length(self.step_size, "step_size")
         queries = Queries(batch, self.max_queries)
+        batch.info["n_slopes"] = torch.zeros_like(queries.count)
         result = torch.empty_like(batch.x)
         for rows in parts(batch.x, 2 * n_draws):
             search = Search(batch, queries, rows)
-            self._climb(search, n_draws, reach, step_size)
+            self._climb(search, n_draws, reach, step_size, batch.info["n_slopes"])
             search.finish()
             result[rows] = search.found
         return result
 
-    def _climb(self, search, n_draws, reach, step_size):
+    def _climb(self, search, n_draws, reach, step_size, n_slopes):
         search.ask(search.batch.x)
         search.drop()
         z, state, step = search.batch.x, [], 0
@@ -68,6 +97,7 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
             n_moving = movable if self._dense else directions.shape[1]
             length = reach * entry_size(search.batch.ball, movable if self._dense else 1)
             gradient = estimate_gradient(search, z, directions, length)
+            n_slopes[search.rows] += gradient.flatten(1).any(1)
             z, gradient, *state = search.drop(z, gradient, *state)
             if not len(search) or not search.left:
                 break

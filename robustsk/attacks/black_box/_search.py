@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ...victims._outputs import predicted_class
 from ..objectives import OBJECTIVES
 
 #: What these attacks ascend: it is zero where the prediction changes, and scores give it directly.
@@ -68,6 +69,11 @@ class Search:
     def __len__(self):
         return len(self._rows)
 
+    @property
+    def rows(self):
+        """The samples of the batch that are left, shape (m,)."""
+        return self._rows
+
     def ask(self, z):
         """Ask about points within the ball and remember the best one of each sample.
 
@@ -123,7 +129,7 @@ class Search:
         logits = self.queries(points, rows)
         self.left -= k
         value = MARGIN(logits, y, target).to(points.dtype)
-        predicted = logits.argmax(1)
+        predicted = predicted_class(logits)
         fooled = predicted != y if target is None else predicted == target
         return value, value.masked_fill(fooled, torch.inf)
 

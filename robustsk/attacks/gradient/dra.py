@@ -126,6 +126,10 @@ class DRA(BaseGradientAttack):
         self.random_start = random_start
         self.start_std = start_std
 
+    def _stated_eps(self, norm, sample_shape):
+        mean = self.eps is None and self.eps_unit == "mean"
+        return DEFAULT_MEAN if mean else super()._stated_eps(norm, sample_shape)
+
     def _effective_eps(self, norm, sample_shape):
         check_choice(self.eps_unit, "eps_unit", ("total", "mean"))
         if self.eps_unit == "total":

@@ -38,6 +38,8 @@ class DynamicPGD(BaseGradientAttack):
     criterion : float, default=0.0
         Where to stop, in units of the objective. With 0, the default, only a
         sample that has arrived stops; ``-inf`` makes it :class:`PGD`.
+    min_steps : int, default=0
+        Steps that are taken before the criterion is looked at; the article has 1.
     n_steps : int, default=10
         Largest number of gradient steps.
     step_size : float, default=None
@@ -89,6 +91,7 @@ class DynamicPGD(BaseGradientAttack):
         estimator: Any = None,
         *,
         criterion: float = 0.0,
+        min_steps: int = 0,
         n_steps: int = 10,
         step_size: float | None = None,
         random_start: str = "uniform",
@@ -97,6 +100,7 @@ class DynamicPGD(BaseGradientAttack):
     ):
         super().__init__(estimator, **common)
         self.criterion = criterion
+        self.min_steps = min_steps
         self.n_steps = n_steps
         self.step_size = step_size
         self.random_start = random_start
@@ -106,15 +110,19 @@ class DynamicPGD(BaseGradientAttack):
         if not isinstance(self.criterion, numbers.Real) or math.isnan(self.criterion):
             raise ValueError(f"criterion must be a number, got {self.criterion!r}.")
         n_steps = check_count(self.n_steps, "n_steps")
+        min_steps = check_count(self.min_steps, "min_steps", least=0)
         size = self._step_length(batch, 2.5, n_steps)
         start = check_start(self.random_start)
         std = check_length(self.start_std, "start_std")
         z = batch.ball.random_start(start, batch.noise, Stream.START, std)
         fosc = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+        looks = 0
 
         def stop(batch, rows, z, gradient):
+            nonlocal looks
+            looks += 1  # once before every step
             fosc[rows] = first_order_condition(batch.ball, z, gradient)
-            return fosc[rows] <= self.criterion
+            return (fosc[rows] <= self.criterion) & (looks > min_steps)
 
         def advance(batch, rows, z, gradient, step):
             return batch.ball.ascend(z, gradient, size)

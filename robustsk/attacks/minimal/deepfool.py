@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..._tensors import flat, positive
+from ..._tensors import column, flat, positive
 from ..._validation import check_count, check_length
 from ..gradient._descent import COMPACT_AT
 from ..targeting import wrong_classes
@@ -33,6 +33,11 @@ class DeepFool(BaseMinimalAttack):
         Largest number of steps.
     overshoot : float, default=0.02
         How far beyond the boundary to go, as a share of the perturbation.
+    n_binary_steps : int, default=10
+        Number of forward passes in which the boundary is looked for on the
+        straight line from the sample to what has been found, by bisection:
+        where it is curved, steps go further beyond it than they should. 0
+        returns what they lead to, as published.
     n_candidates : int, default=10
         Number of the most likely wrong classes of each sample whose boundaries
         are looked at, with a backward pass for each. None means all.
@@ -78,15 +83,25 @@ class DeepFool(BaseMinimalAttack):
         *,
         n_steps: int = 50,
         overshoot: float = 0.02,
+        n_binary_steps: int = 10,
         n_candidates: int = 10,
         **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, **common)
         self.n_steps = n_steps
         self.overshoot = overshoot
+        self.n_binary_steps = n_binary_steps
         self.n_candidates = n_candidates
 
     def _search(self, batch, closest):
+        n_binary_steps = check_count(self.n_binary_steps, "n_binary_steps", least=0)
+        self._walk(batch, closest)
+        rows = closest.open
+        rows = rows[closest.distance[rows].isfinite()]
+        if len(rows):
+            _pull_back(batch.select(rows), closest, rows, n_binary_steps, 1.0 + self.overshoot)
+
+    def _walk(self, batch, closest):
         n_steps = check_count(self.n_steps, "n_steps")
         stretch = 1.0 + check_length(self.overshoot, "overshoot")
         with torch.no_grad():
@@ -115,6 +130,21 @@ class DeepFool(BaseMinimalAttack):
             z = from_unit(batch.ball, u)
         with torch.no_grad():
             closest.update(z, batch.fooled(batch.victim(z)), rows)
+
+
+@torch.no_grad()
+def _pull_back(batch, closest, rows, n_steps, stretch):
+    """Look for the border on the straight line to what has been found, and go on as ever."""
+    found = closest.z[rows] - batch.x
+    least, most = torch.zeros_like(closest.distance[rows]), torch.ones_like(closest.distance[rows])
+    for _ in range(n_steps):
+        middle = (least + most) / 2
+        z = batch.x + column(middle, found) * found
+        fooled = batch.fooled(batch.victim(z))
+        least, most = torch.where(fooled, least, middle), torch.where(fooled, middle, most)
+    if n_steps:
+        z = batch.x + column((stretch * most).clamp_max(1.0), found) * found
+        closest.update(z, batch.fooled(batch.victim(z)), rows)
 
 
 def _step(u, w, height, low, high, norm):

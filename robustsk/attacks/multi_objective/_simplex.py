@@ -284,7 +284,9 @@ def conflict_averse(Q, alpha, n_steps):
 
     `g_0` is the mean gradient and ``g_w = sum_i w_i g_i``. A norm is no larger than
     ``(|g_w|^2 / t + t) / 2``, with equality where `t` is the norm itself: each step is an
-    accelerated projected gradient step on that bound, which is quadratic.
+    accelerated projected gradient step on that bound, which is quadratic. Where the gradients
+    differ in length by more than ten times, such steps hardly move: what has not converged after
+    `n_steps` of them is solved by Newton's method.
 
     Parameters
     ----------
@@ -309,7 +311,61 @@ def conflict_averse(Q, alpha, n_steps):
         along = _times(scaled, ahead)
         slope = _length(ahead, along) * towards_mean + c * along
         w, ahead, speed = _accelerated(w, ahead, speed, slope, step)
+    open_ = (_averse_gap(scaled, c, w) > 1e-6 * towards_mean.mean(1)) & (c[:, 0] > 0)
+    left = open_.nonzero()[:, 0]
+    if len(left):
+        w[left] = _through_the_inside(scaled[left], c[left], w[left])
     return w.to(Q.dtype), (c / _length(w, _times(scaled, w))).to(Q.dtype)
+
+
+def _averse_gap(Q, c, w):
+    """Return by how much the value may be above the minimum, at most; shape (n,)."""
+    along = _times(Q, w)
+    slope = Q.mean(2) + c / _length(w, along) * along
+    return (w * slope).sum(1) - slope.amin(1)
+
+
+def _through_the_inside(Q, c, w, n_steps=100):
+    """Minimise ``g_w . g_0 + c * t`` where ``|g_w| <= t``, by damped Newton steps.
+
+    A barrier keeps the weights positive and `t` above the norm. It is lowered whenever a step is
+    nearly a full one. The gap of the weights returned is no larger than that of `w`.
+    """
+    mean = Q.mean(2)
+    least = _averse_gap(Q, c, w).unsqueeze(1)
+    best, scale = w, mean.mean(1, keepdim=True).clamp_min(1e-30)
+    w = torch.full_like(w, 1 / Q.shape[1])
+    t = 2 * _length(w, _times(Q, w))
+    height = mean.abs().amax(1, keepdim=True) + c
+    kept = torch.cat([torch.ones_like(w), torch.zeros_like(t)], 1)  # the sum of the weights
+    for _ in range(n_steps):
+        gap = _averse_gap(Q, c, w).unsqueeze(1)
+        best, least = torch.where(gap < least, w, best), torch.minimum(gap, least)
+        if (least <= 1e-9 * scale).all():
+            break
+        along = _times(Q, w)
+        room = t * t - _length(w, along) ** 2
+        slope = torch.cat([mean, c], 1) / height
+        wall = torch.cat([2 * along, -2 * t], 1) / room
+        inverse = torch.cat([1 / w, torch.zeros_like(t)], 1)
+        curved = F.pad(2 * Q / room.unsqueeze(2), (0, 1, 0, 1))
+        curved[:, -1:, -1] = -2 / room
+        curved = curved + wall.unsqueeze(2) * wall.unsqueeze(1) + torch.diag_embed(inverse**2)
+        slope = slope + wall - inverse
+        # in units of the weights, which differ by many orders of magnitude
+        unit = torch.cat([w, t], 1)
+        system = curved * unit.unsqueeze(2) * unit.unsqueeze(1)
+        sides = torch.stack([-slope * unit, kept * unit], 2)
+        down, across = (torch.linalg.solve_ex(system, sides)[0] * unit.unsqueeze(2)).unbind(2)
+        share = (kept * down).sum(1, keepdim=True) / (kept * across).sum(1, keepdim=True)
+        move = down - share * across
+        move = torch.where(move.isfinite().all(1, keepdim=True), move, 0.0)
+        decrement = (-(slope * move).sum(1, keepdim=True)).clamp_min(0).sqrt()
+        move = move / torch.where(decrement > 0.25, 1 + decrement, 1.0)
+        w, t = w + move[:, :-1], t + move[:, -1:]
+        w = w / w.sum(1, keepdim=True)
+        height = torch.where(decrement < 0.5, 0.05 * height, height)
+    return best
 
 
 def _length(w, along):

@@ -482,7 +482,9 @@ class CAGrad(Weighting):
         How far from the mean gradient; 0 is the mean gradient itself, and as it grows the
         direction becomes that of :class:`MGDA`.
     n_steps : int, default=50
-        Accelerated projected gradient steps towards `w`.
+        Accelerated projected gradient steps towards `w`. They are enough where the gradients are
+        of similar length; samples for which they are not are solved by Newton's method, at
+        some cost. It is a matter of speed only.
 
     References
     ----------

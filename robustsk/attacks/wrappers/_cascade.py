@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from ..._containers import chunks, copy_of
 from ..base import BaseAttack, check_attack
 from ..black_box.square import SquareAttack
 from ..gradient._margin import MarginPGD
@@ -20,12 +15,14 @@ from .eot import EOT
 
 #: Share of samples that may have no gradient.
 LOST_GRADIENTS = 0.01
+#: Survivors that are attacked without gradients wherever they lie: where gradients mislead, the
+#: distance from the border says nothing.
+_AT_RANDOM = 20
 #: Shares of the survivors that are attacked again from other starting points.
 _RESTART_FRACTIONS = (0.6, 0.4, 0.3, 0.2, 0.1, 0.05, *[0.03] * 8)
 _MACHINE = ("compile", "batch_size", "device")
 SHARED = ("norm", "eps", "clip", "target", "mask", "bn_mode", "precision", *_MACHINE)
 WITHOUT_EFFECT = ("estimator", "verbose", "state_path", "random_state", *_MACHINE)
-_SAVE_EVERY = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -42,10 +39,17 @@ class Stage:
         Smallest number of samples that `fraction` may mean.
     spot_check : float, default=0.0
         Share of the other survivors that is attacked as well.
+    at_random : int, default=0
+        Smallest number of others that `spot_check` may mean.
     sample : int, optional
         Attack so many survivors drawn at random instead.
     alarm : bool, default=False
         Whether a success here means that the attacks before were misled.
+    tolerance : int, default=2
+        How many successes may be chance.
+    once_more : int, default=0
+        How many survivors, drawn at random, are attacked in another stage if successes are no more
+        than that; there none may be chance.
     """
 
     name: str
@@ -53,124 +57,11 @@ class Stage:
     fraction: float = 1.0
     at_least: int = 8
     spot_check: float = 0.0
+    at_random: int = 0
     sample: int | None = None
     alarm: bool = False
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What one attack of the cascade did.
-
-    Attributes
-    ----------
-    name : str
-    n_attacked, n_fooled : int
-    robust_accuracy : float
-        Of the worst case so far; in individual mode of this attack alone.
-    n_forward, n_backward : int
-        Samples that went through the model, and gradients taken.
-    seconds : float
-    """
-
-    name: str
-    n_attacked: int
-    n_fooled: int
-    robust_accuracy: float
-    n_forward: int
-    n_backward: int
-    seconds: float
-
-
-class State:
-    """What has been achieved so far, kept in a file if there is one."""
-
-    def __init__(self, X, fingerprint, seed, path):
-        self.fingerprint, self.seed, self.path = fingerprint, seed, path
-        self.X_adv = copy_of(X)
-        self.stage = np.full(len(X), -1)
-        self.margin = np.full(len(X), -np.inf)
-        self.log = []
-        self.todo, self.position = None, 0
-        self.fooled, self.counts = 0, np.zeros(3)
-        self.saved, self.interval = time.monotonic(), _SAVE_EVERY
-        if path is not None and os.path.exists(path):
-            self._load()
-
-    def begin(self, todo):
-        """Start a stage on the samples `todo`."""
-        self.todo, self.position = todo, 0
-        self.fooled, self.counts = 0, np.zeros(3)
-
-    def record(self, number, rows, found, hit, margins, spent):
-        """Take note of what an attack found for some samples."""
-        new = hit & (self.stage[rows] < 0)
-        better = new | ((self.stage[rows] < 0) & (margins > self.margin[rows]))
-        self.X_adv[rows[better]] = found[better]
-        self.margin[rows] = np.maximum(self.margin[rows], margins)
-        self.stage[rows[new]] = number
-        self.fooled += int(hit.sum())
-        self.counts += spent
-        self.position += len(rows)
-        if self.path is not None and time.monotonic() - self.saved > self.interval:
-            self.save()
-
-    def finish(self, name, individual):
-        """Close a stage."""
-        n = len(self.stage)
-        left = n - self.fooled if individual else int(np.sum(self.stage < 0))
-        forward, backward, seconds = self.counts
-        self.log.append(
-            StageResult(
-                name, len(self.todo), self.fooled, left / n, int(forward), int(backward),
-                float(seconds),
-            )
-        )  # fmt: skip
-        self.todo = None
-        if self.path is not None:
-            self.save()
-
-    def save(self):
-        """Write the file; one that is half written never takes the place of a whole one."""
-        start = time.monotonic()
-        partial = f"{os.fspath(self.path)}.partial"
-        with open(partial, "wb") as file:
-            np.savez(
-                file,
-                fingerprint=self.fingerprint,
-                seed=self.seed,
-                X_adv=self.X_adv,
-                stage=self.stage,
-                margin=self.margin,
-                log=json.dumps([asdict(entry) for entry in self.log]),
-                todo=np.zeros(0, int) if self.todo is None else self.todo,
-                position=-1 if self.todo is None else self.position,
-                fooled=self.fooled,
-                counts=self.counts,
-            )
-        os.replace(partial, self.path)
-        self.saved = time.monotonic()
-        # a small part of the time, however long it takes
-        self.interval = max(_SAVE_EVERY, 20 * (self.saved - start))
-
-    def _load(self):
-        with np.load(self.path) as kept:
-            if str(kept["fingerprint"]) != self.fingerprint:
-                raise ValueError(
-                    f"state_path={os.fspath(self.path)!r} holds the state of another evaluation: "
-                    "the model, the data, the parameters or random_state differ. Give another "
-                    "path, or delete the file to begin anew."
-                )
-            with kept.zip.open("X_adv.npy") as file:
-                np.lib.format.read_magic(file)
-                _, _, dtype = np.lib.format.read_array_header_1_0(file)
-                for rows in chunks(self.X_adv):
-                    part = self.X_adv[rows]
-                    part[...] = np.frombuffer(file.read(part.nbytes), dtype).reshape(part.shape)
-            self.stage, self.margin = kept["stage"], kept["margin"]
-            self.log = [StageResult(**entry) for entry in json.loads(str(kept["log"]))]
-            self.seed, self.position = int(kept["seed"]), int(kept["position"])
-            self.todo = kept["todo"] if self.position >= 0 else None
-            self.fooled, self.counts = int(kept["fooled"]), kept["counts"]
+    tolerance: int = 2
+    once_more: int = 0
 
 
 def in_batches(victim, X, batches, summary=lambda logits: logits):
@@ -202,13 +93,17 @@ def _targeted(norm, n_classes, at_most=9, **options):
     return APGD(norm=norm, objective=objective, n_targets=min(at_most, n_classes - 1), **options)
 
 
+def _published_square(norm):
+    return SquareAttack(norm=norm, max_queries=5000, rescale_schedule=False)
+
+
 def standard_stages(norm, n_classes):
     n_targets = min(9, n_classes - 1)
     return [
         Stage("APGD-CE", APGD(norm=norm, n_restarts=5 if norm == 1 else 1)),
         Stage("APGD-T", _targeted(norm, n_classes, 5 if norm == 1 else 9)),
         Stage("FAB-T", FAB(norm=norm, n_targets=n_targets)),
-        Stage("Square", SquareAttack(norm=norm, max_queries=5000), alarm=True),
+        Stage("Square", _published_square(norm), alarm=True),
     ]
 
 
@@ -218,7 +113,7 @@ def plus_stages(norm, n_classes):
         Stage("APGD-CE", APGD(norm=norm, n_restarts=5)),
         Stage("APGD-DLR", APGD(norm=norm, objective=objective, n_restarts=5)),
         Stage("FAB", FAB(norm=norm, n_restarts=5)),
-        Stage("Square", SquareAttack(norm=norm, max_queries=5000)),
+        Stage("Square", _published_square(norm)),
         Stage("APGD-T", _targeted(norm, n_classes)),
         Stage("FAB-T", FAB(norm=norm, n_targets=min(9, n_classes - 1))),
     ]
@@ -258,6 +153,7 @@ def fast_stages(norm, n_classes):
         ),
         Stage(
             "Square", SquareAttack(norm=norm, max_queries=1000), 0.05,
-            spot_check=0.05, alarm=True,
+            spot_check=0.05, at_random=_AT_RANDOM, alarm=True, tolerance=1,
+            once_more=2 * _AT_RANDOM,
         ),
     ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import warnings
@@ -19,8 +18,10 @@ from tqdm import tqdm
 from ..._containers import Batches, chunks, copy_of, dataset_labels, is_dataset
 from ..._validation import check_count
 from ...losses import margin
-from ...victims.victim import ACCESS
+from ...victims._outputs import predicted_class
+from ...victims.victim import ACCESS, STRAIGHT_THROUGH
 from ..base import BaseAttack
+from ..gradient._prediction import COUNT, SHARE, mispredicted
 from ..noise import SampleNoise
 from ..targeting import choose_target, encode_target
 from ..threat import check_norm
@@ -29,8 +30,6 @@ from ._cascade import (
     SHARED,
     WITHOUT_EFFECT,
     Stage,
-    StageResult,
-    State,
     custom_stages,
     fast_stages,
     in_batches,
@@ -39,6 +38,7 @@ from ._cascade import (
     rand_stages,
     standard_stages,
 )
+from ._state import StageResult, State, fingerprint
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from .._parameters import AttackParameters
 
 VERSIONS = ("standard", "plus", "rand", "fast", "custom")
-#: How many samples, and which share of those attacked, black-box and
-#: minimum-norm attacks may break after the gradient attacks without an alarm.
-_ALARM_COUNT, _ALARM_SHARE = 2, 0.002
+#: Which share of the samples attacked black-box and minimum-norm attacks may break after the
+#: gradient attacks without an alarm.
+_ALARM_SHARE = 0.002
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,8 @@ class AutoAttack(BaseAttack):
         if self.version != "custom" or self.attacks is None:
             return "gradients"
         needed = {stage.attack.access for stage in custom_stages(self.attacks)}
-        return next(access for access in ACCESS if access in needed)
+        order = (ACCESS[0], STRAIGHT_THROUGH, *ACCESS[1:])
+        return next(access for access in order if access in needed)
 
     # --- the cascade -----------------------------------------------------------------
 
@@ -246,6 +247,8 @@ class AutoAttack(BaseAttack):
         queue, number = list(stages), 0
         while number < len(queue):
             stage = queue[number]
+            if len(state.doubted):
+                state.repeat(number, attack_rows, stage.attack)
             if number == len(state.log):
                 if state.todo is None:
                     state.begin(self._chosen(stage, state, seed + number))
@@ -274,9 +277,15 @@ class AutoAttack(BaseAttack):
 
     def _more(self, stage, result, queue, n_classes):
         """Return the stages to append if this one has found what it should not."""
-        misled = result.n_fooled > max(_ALARM_COUNT, _ALARM_SHARE * result.n_attacked)
-        if not stage.alarm or not misled or self.individual:
+        misled = result.n_fooled > max(stage.tolerance, _ALARM_SHARE * result.n_attacked)
+        if not stage.alarm or self.individual:
             return []
+        if not misled:
+            if not result.n_fooled or not stage.once_more:
+                return []
+            name = f"{stage.name}, once more"
+            again = {"sample": stage.once_more, "tolerance": 0, "once_more": 0}
+            return [replace(stage, name=name, **again)]
         message = (
             f"{stage.name} fooled {result.n_fooled} of {result.n_attacked} samples that the "
             "attacks before it had left: gradients may mislead here."
@@ -300,7 +309,8 @@ class AutoAttack(BaseAttack):
         count = max(stage.at_least, int(np.ceil(stage.fraction * len(left))))
         closest = left[np.argsort(-state.margin[left], kind="stable")]
         chosen, others = closest[:count], closest[count:]
-        extra = generator.permutation(others)[: int(np.ceil(stage.spot_check * len(left)))]
+        n_others = max(stage.at_random, int(np.ceil(stage.spot_check * len(left))))
+        extra = generator.permutation(others)[:n_others]
         return np.sort(np.concatenate([chosen, extra]))
 
     # --- the two faces ---------------------------------------------------------------
@@ -326,10 +336,11 @@ class AutoAttack(BaseAttack):
             raise ValueError("evaluate needs the true labels y.")
         prepared = self._prepare_own(X, y)
         values, victim = prepared.X, prepared.victim
-        correct = predicted_classes(victim, values, prepared.batches) == prepared.index
+        with prepared.seeded():
+            correct = predicted_classes(victim, values, prepared.batches) == prepared.index
         stage, X_adv, log = np.full(len(correct), -2), copy_of(values), []
         if correct.any():
-            state = self._run(prepared.take(correct))
+            state = prepared.attack._run(prepared.take(correct))
             stage[correct], X_adv[correct], log = state.stage, state.X_adv, state.log
         prepared.batches.warn(3)
         # counts, so that equal shares are equal numbers
@@ -402,9 +413,12 @@ class AutoAttack(BaseAttack):
         stages = self._stages(n_classes)
         index = prepared.index
         if index is None:
-            index = predicted_classes(victim, X, batches)
-        fingerprint = self._fingerprint(X, index, victim, prepared.seed, batches)
-        state = State(X, fingerprint, prepared.seed, self.state_path)
+            with prepared.seeded():
+                index = predicted_classes(victim, X, batches)
+        known = None
+        if self.state_path is not None:
+            known = fingerprint(self, prepared, index, WITHOUT_EFFECT, SHARED)
+        state = State(X, known, prepared.seed, self.state_path)
         seed = state.seed
         target = prepared.target
         if target is None and self.target is not None:
@@ -424,17 +438,22 @@ class AutoAttack(BaseAttack):
                 target=None if target is None else target[rows],
             )
             found, _ = part.attack.run(part, keep="first")
-            logits = in_batches(prepared.victim, found, batches).double()
+            with prepared.seeded():
+                logits = in_batches(prepared.victim, found, batches).double()
             own = torch.from_numpy((index if target is None else target)[rows])
             margins = margin(logits, own).numpy() * (1 if target is None else -1)
             # a tie goes to the class that argmax names
-            hit = (logits.argmax(1) == own).numpy() != (target is None)
+            hit = (predicted_class(logits) == own).numpy() != (target is None)
             return found, hit, margins
 
         with victim.frozen(self.bn_mode, self._engine()) as seen:
             prepared = replace(prepared, victim=seen)
+            if state.is_loaded:
+                with prepared.seeded():
+                    self._ask_again(state, prepared, index, target)
             if self.access == "gradients":
-                stages = self._checked(stages, X, index, seen, n_classes, batches)
+                with prepared.seeded():
+                    stages = self._checked(stages, prepared, index, n_classes)
             self._cascade(stages, attack_rows, seed, state, seen, n_classes, batches.first)
         return state
 
@@ -451,26 +470,43 @@ class AutoAttack(BaseAttack):
         batches.run(choose, len(X))
         return target
 
-    def _fingerprint(self, X, index, victim, seed, batches):
-        """Return what must be equal for a state to be continued, None if there is no file."""
-        if self.state_path is None:
-            return None
-        own = {
-            name: value.tobytes() if isinstance(value, np.ndarray) else value
-            for name, value in sorted(self.get_params(deep=False).items())
-            if name not in WITHOUT_EFFECT
-        }
-        # with any randomness allowed, that of the first part of the run is as good as another
-        seed = None if self.random_state is None else seed
-        digest = hashlib.sha256(repr((own, X.shape, X.dtype, seed)).encode())
-        for rows in chunks(X):
-            digest.update(np.ascontiguousarray(X[rows]))
-        for array in (index, in_batches(victim, X[:16], batches).numpy().round(3)):
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+    def _ask_again(self, state, prepared, index, target):
+        """Have the samples attacked again of whose examples a file does not tell the truth.
 
-    def _checked(self, stages, X, index, victim, n_classes, batches):
+        Those that are out of the ball or the range, those that are said to fool the model and do
+        not, and those that fool it and are said not to.
+        """
+        X, wrong = prepared.X, np.zeros(len(state.stage), dtype=bool)
+        for rows in chunks(X):
+            found, clean = (torch.from_numpy(np.array(v[rows])) for v in (state.X_adv, X))
+            valid = prepared.settle(found, clean, clean)
+            # what is not finite is near to nothing
+            near = (found - valid).abs() <= 1e-6 * (clean.abs() + (valid - clean).abs())
+            wrong[rows] = ~near.flatten(1).all(1).numpy()
+        first, second = (
+            in_batches(prepared.victim, state.X_adv, prepared.batches).argmax(1).numpy()
+            for _ in range(2)
+        )
+        if np.array_equal(first, second):  # a random model may change its mind
+            hit = first != index if target is None else first == target
+            wrong |= (hit != (state.stage >= 0)) & (state.margin > -np.inf)
+        if not wrong.any():
+            return
+        warnings.warn(
+            f"{wrong.sum()} of {len(wrong)} examples in state_path={os.fspath(self.state_path)!r} "
+            "are not what the file says: they leave the ball or the valid range, or the model "
+            "answers otherwise. These samples are attacked again.",
+            UserWarning,
+            stacklevel=4,
+        )
+        if self.individual:  # nobody can say what each attack had achieved
+            state.begin_anew(X)
+        else:
+            state.doubt(np.flatnonzero(wrong), X)
+
+    def _checked(self, stages, prepared, index, n_classes):
         """Look for what misleads gradients; return the stages to run."""
+        X, victim, batches = prepared.X, prepared.victim, prepared.batches
         few = X[:64]
         first, second = in_batches(victim, few, batches), in_batches(victim, few, batches)
         scale = first.abs().max().clamp_min(1e-12)
@@ -482,28 +518,34 @@ class AutoAttack(BaseAttack):
             if self.version == "fast":
                 raise ValueError(message)
             warnings.warn(message, UserWarning, stacklevel=4)
-        few, sizes = X[:200], []
+        few, sizes, wrong, told = X[:200], [], [], []
 
         def look(rows):
             x = torch.from_numpy(np.array(few[rows])).to(victim.device, victim.dtype)
-            with torch.enable_grad():
-                x.requires_grad_(True)
-                value = margin(victim(x), torch.from_numpy(index[rows]).to(x.device))
-                (gradient,) = torch.autograd.grad(value.sum(), x)
-            victim.calls.backward += len(x)
+            y = torch.from_numpy(index[rows]).to(x.device)
+            gradient, *found = mispredicted(victim, x, y, prepared.ball(x))
             sizes.append(gradient.flatten(1).abs().amax(1))
+            wrong.append(found[0])
+            told.append(found[1])
 
         batches.run(look, len(few))
         size = torch.cat(sizes)
         lost = float(((size == 0) | ~torch.isfinite(size)).double().mean())
-        if lost <= LOST_GRADIENTS:
+        wrong, told = int(torch.cat(wrong).sum()), int(torch.cat(told).sum())
+        if lost > LOST_GRADIENTS:
+            message = (
+                f"The gradient of the margin is zero or not finite for {lost:.1%} of the samples: "
+                "attacks that follow it will find little, and the result may be far too high."
+            )
+        elif wrong > max(SHARE * told, COUNT):
+            message = (
+                f"The gradient of the margin mispredicts what happens within a part of eps for "
+                f"{wrong} of {told} samples: attacks that follow it are led astray, and the "
+                "result may be far too high."
+            )
+        else:
             return stages
-        warnings.warn(
-            f"The gradient of the margin is zero or not finite for {lost:.1%} of the samples: "
-            "attacks that follow it will find little, and the result may be far too high.",
-            UserWarning,
-            stacklevel=4,
-        )
+        warnings.warn(message, UserWarning, stacklevel=4)
         if self.version == "fast":
             return standard_stages(check_norm(self.norm, self.supported_norms), n_classes)
         return stages

@@ -89,6 +89,9 @@ class BaseWrapper(BaseAttack):
     def _resolve_objective(self, objective):
         return self._inner._resolve_objective(objective)
 
+    def _stated_eps(self, norm, sample_shape):
+        return self._inner._stated_eps(norm, sample_shape)
+
     def _effective_eps(self, norm, sample_shape):
         return self._inner._effective_eps(norm, sample_shape)
 

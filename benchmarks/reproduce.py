@@ -6,9 +6,11 @@
 
 The short protocol trains every row with the same network, data, epochs and inner attack, far below
 the budget of the sources, whose numbers stand beside ours for the order and the rough level only.
-The full one uses the recipe of the source. Every row is written to a CSV file as soon as it is done
-and skipped in the next run, so that an interrupted run goes on; a Markdown table is written at the
-end. Numbers made from CIFAR-10 in JPEG (--jpeg) are not comparable to the last point.
+The full one has one recipe for each data set, about as long as those of the sources, which differ
+from it and from one another in networks, learning rates, epochs, attacks and judges. Every row is
+written to a CSV file as soon as it is done and skipped in the next run, so that an interrupted run
+goes on; a Markdown table is written at the end. Numbers made from CIFAR-10 in JPEG (--jpeg) are not
+comparable to the last point.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from robustsk.metrics import adversarial_outcome, joint_success_rates, secure_re
 from robustsk.models import HypersphereHead
 from robustsk.training import (
     AWP,
+    Compose,
     Cutout,
     EpsWarmup,
     LearningRateSchedule,
@@ -72,10 +75,6 @@ class Recipe:
         """Return the inner attack."""
         settings = {"n_steps": self.n_steps, "step_size": self.step_size, **params}
         return (cls or rs.PGD)(eps=self.eps, clip=(0, 1), **settings)
-
-    def kl(self):
-        """Return the inner attack on a divergence, whose gradient vanishes at the sample."""
-        return self.pgd(random_start="gaussian")
 
     def common(self, args, callbacks=()):
         """Return what all rows share."""
@@ -142,28 +141,26 @@ RECIPES = {
 def defences(recipe, args):
     """Return the defences of Hou's Chapter 3, and others beside them."""
     common = recipe.common(args)
-    pgd, kl = recipe.pgd(), recipe.kl()
+    pgd = recipe.pgd()  # each method starts it where its source does
     hyper = {"cosine": HypersphereHead(s=10, m=0.2), "trades": HypersphereHead(s=15, m=0.2)}
     return {
         "natural": rs.StandardClassifier(adversary=pgd, **common),
         "Madry": rs.PGDATClassifier(adversary=pgd, **common),
         "ALP": rs.ALPClassifier(adversary=pgd, **common),
-        "TRADES": rs.TRADESClassifier(adversary=kl, **common),
-        "MART": rs.MARTClassifier(beta=5, adversary=kl, **common),
+        "TRADES": rs.TRADESClassifier(adversary=pgd, **common),
+        "MART": rs.MARTClassifier(beta=5, adversary=pgd, **common),
         "GAIRAT": rs.GAIRATClassifier(adversary=recipe.pgd(rs.GeometryAwarePGD), **common),
         "MAIL-AT": rs.MAILClassifier(adversary=pgd, **common),
-        "SPAT": rs.SPATClassifier(adversary=kl, **common),
-        "FAT": rs.FATClassifier(adversary=recipe.pgd(rs.FriendlyPGD, omega=0.001), **common),
-        "AR": rs.AdversarialRegularizationClassifier(
-            adversary=recipe.pgd(random_start="none"), **common
-        ),
+        "SPAT": rs.SPATClassifier(adversary=pgd, **common),
+        "FAT": rs.FATClassifier(adversary=recipe.pgd(rs.FriendlyPGD), **common),
+        "AR": rs.AdversarialRegularizationClassifier(adversary=pgd, **common),
         "Madry+HE": rs.PGDATClassifier(adversary=pgd, head=hyper["cosine"], **common),
-        "TRADES+HE": rs.TRADESClassifier(adversary=kl, head=hyper["trades"], **common),
+        "TRADES+HE": rs.TRADESClassifier(adversary=pgd, head=hyper["trades"], **common),
         "Madry+AWP": rs.PGDATClassifier(
             adversary=pgd, weight_perturbation=AWP(gamma=0.01), **common
         ),
         "TRADES+AWP": rs.TRADESClassifier(
-            adversary=kl, weight_perturbation=AWP(gamma=0.005), **common
+            adversary=pgd, weight_perturbation=AWP(gamma=0.005), **common
         ),
     }
 
@@ -182,7 +179,7 @@ def spat_variants(grid):
                     else:
                         setting, label = {name: value}, f"{name}={value:g}"
                     found[label] = rs.SPATClassifier(
-                        adversary=recipe.kl(), **recipe.common(args), **setting
+                        adversary=recipe.pgd(), **recipe.common(args), **setting
                     )
         return found
 
@@ -194,9 +191,9 @@ def trade_off(recipe, args):
     common = recipe.common(args)
     rows = {"RO": rs.PGDATClassifier(adversary=recipe.pgd(random_start="none"), **common)}
     for lam in (0.1, 0.2, 0.4, 0.8, 1.0, 2.0, 3.0, 5.0):
-        rows[f"T {lam:g}"] = rs.TRADESClassifier(beta=lam, adversary=recipe.kl(), **common)
+        rows[f"T {lam:g}"] = rs.TRADESClassifier(beta=lam, adversary=recipe.pgd(), **common)
         rows[f"AR {lam:g}"] = rs.AdversarialRegularizationClassifier(
-            lam=lam, adversary=recipe.pgd(random_start="none"), **common
+            lam=lam, adversary=recipe.pgd(), **common
         )
     return rows
 
@@ -204,13 +201,14 @@ def trade_off(recipe, args):
 def friendly(recipe, args):
     """Return the rows of FAT's tables."""
     common = recipe.common(args)
-    gaussian = recipe.pgd(rs.FriendlyPGD, random_start="gaussian")
+    # tau grows by the schedule of the source, and starts and noise are those of each loss
+    stopping = recipe.pgd(rs.FriendlyPGD)
     return {
         "Madry": rs.PGDATClassifier(adversary=recipe.pgd(), **common),
-        "FAT": rs.FATClassifier(adversary=recipe.pgd(rs.FriendlyPGD, omega=0.001), **common),
-        "TRADES b=6": rs.TRADESClassifier(adversary=recipe.kl(), **common),
-        "FAT-TRADES b=6": rs.FATClassifier(loss="trades", adversary=gaussian, **common),
-        "FAT-MART": rs.FATClassifier(loss="mart", adversary=gaussian, **common),
+        "FAT": rs.FATClassifier(adversary=stopping, **common),
+        "TRADES b=6": rs.TRADESClassifier(adversary=recipe.pgd(), **common),
+        "FAT-TRADES b=6": rs.FATClassifier(loss="trades", adversary=stopping, **common),
+        "FAT-MART": rs.FATClassifier(loss="mart", adversary=stopping, **common),
     }
 
 
@@ -219,7 +217,7 @@ def geometry(recipe, args):
     common = recipe.common(args)
     return {
         "AT": rs.PGDATClassifier(adversary=recipe.pgd(), **common),
-        "FAT": rs.FATClassifier(adversary=recipe.pgd(rs.FriendlyPGD, omega=0.001), **common),
+        "FAT": rs.FATClassifier(adversary=recipe.pgd(rs.FriendlyPGD), **common),
         "GAIRAT": rs.GAIRATClassifier(adversary=recipe.pgd(rs.GeometryAwarePGD), **common),
         "GAIR-FAT": rs.GAIRATClassifier(
             variant="fat", adversary=recipe.pgd(rs.FriendlyPGD), **common
@@ -234,7 +232,7 @@ def hypersphere(recipe, args):
     for label, cls, adversary, head in (
         ("PGD-AT", rs.PGDATClassifier, recipe.pgd(), HypersphereHead(s=10, m=0.2)),
         ("ALP", rs.ALPClassifier, recipe.pgd(), HypersphereHead(s=20, m=0.3)),
-        ("TRADES", rs.TRADESClassifier, recipe.kl(), HypersphereHead(s=15, m=0.2)),
+        ("TRADES", rs.TRADESClassifier, recipe.pgd(), HypersphereHead(s=15, m=0.2)),
     ):
         rows[label] = cls(adversary=adversary, **common)
         rows[f"{label}+HE"] = cls(adversary=adversary, head=head, **common)
@@ -247,8 +245,8 @@ def weight_perturbation(recipe, args):
     rows = {}
     for label, cls, adversary, gamma in (
         ("AT", rs.PGDATClassifier, recipe.pgd(), 0.01),
-        ("TRADES", rs.TRADESClassifier, recipe.kl(), 0.005),
-        ("MART", rs.MARTClassifier, recipe.kl(), 0.005),
+        ("TRADES", rs.TRADESClassifier, recipe.pgd(), 0.005),
+        ("MART", rs.MARTClassifier, recipe.pgd(), 0.005),
     ):
         rows[label] = cls(adversary=adversary, **common)
         rows[f"{label}+AWP"] = cls(
@@ -271,7 +269,10 @@ def overfitting(recipe, args):
         "l1": rs.RegularizedATClassifier(l1=5e-6, adversary=pgd, **common),
         "l2": rs.RegularizedATClassifier(l2=5e-4, adversary=pgd, **common),
         "mixup": rs.RegularizedATClassifier(mixup=1.4, adversary=pgd, **common),
-        "cutout": rs.PGDATClassifier(adversary=pgd, **{**common, "augmentation": Cutout(14)}),
+        "cutout": rs.PGDATClassifier(
+            adversary=pgd,
+            **{**common, "augmentation": Compose([recipe.augmentation, Cutout(14)])},
+        ),
     }
 
 
@@ -280,7 +281,7 @@ def fine_tuning(recipe, args):
     common = recipe.common(args)
     rows = {"Vanilla": rs.StandardClassifier(adversary=recipe.pgd(), **common)}
     for beta in (1.0, 0.5, 0.1):
-        rows[f"TRADES {beta:g}"] = rs.TRADESClassifier(beta=beta, adversary=recipe.kl(), **common)
+        rows[f"TRADES {beta:g}"] = rs.TRADESClassifier(beta=beta, adversary=recipe.pgd(), **common)
     others = {k: v for k, v in common.items() if k not in ("callbacks", "lr")}
     rows["Ours"] = rs.AdversarialFineTuneClassifier(
         standard_epochs=recipe.epochs,
@@ -296,16 +297,16 @@ def pretrained(recipe, args):
     """Return the rows of J. Zhang's Table 5.5."""
     first, second = recipe.common(args), recipe.common(args)
     regular = rs.AdversarialRegularizationClassifier
-    pgd, kl, still = recipe.pgd(), recipe.kl(), recipe.pgd(random_start="none")
+    pgd = recipe.pgd()
     stages = {
         "RO, RO": (rs.PGDATClassifier(adversary=pgd, **first), None),
         "T3, T5": (
-            rs.TRADESClassifier(beta=3, adversary=kl, **first),
-            rs.TRADESClassifier(beta=5, adversary=kl, **second),
+            rs.TRADESClassifier(beta=3, adversary=pgd, **first),
+            rs.TRADESClassifier(beta=5, adversary=pgd, **second),
         ),
         "AR1, AR5": (
-            regular(lam=1, adversary=still, **first),
-            regular(lam=5, adversary=still, **second),
+            regular(lam=1, adversary=pgd, **first),
+            regular(lam=5, adversary=pgd, **second),
         ),
     }
     rows = {}
@@ -313,6 +314,11 @@ def pretrained(recipe, args):
         rows[name] = rs.PretrainTuneClassifier(one, two, tune_lr=recipe.lr / 100)
         rows[f"{name.split(',')[0]}, none"] = rs.PretrainTuneClassifier(one, "none")
     return rows
+
+
+def _bui_beta(recipe, beta):
+    """Return the weight of a divergence: in Bui's thesis it is 1 for all methods on MNIST."""
+    return 1.0 if recipe.data == "mnist" else beta
 
 
 SELECTIONS = ("global", "hard", "soft", "leaked")
@@ -324,7 +330,7 @@ def representations(recipe, args):
     rows = {
         # the source trains on clean and adversarial samples alike
         "ADV": rs.MixedATClassifier(**common),
-        "TRADES": rs.TRADESClassifier(**{**common, "adversary": recipe.kl()}),
+        "TRADES": rs.TRADESClassifier(beta=_bui_beta(recipe, 6), **common),
         "ADR": rs.ADRClassifier(**common),
     }
     for name in SELECTIONS:
@@ -335,16 +341,18 @@ def representations(recipe, args):
 def distributions(recipe, args):
     """Return the rows of Bui's Chapter 5, and a control with a larger ball."""
     common = recipe.common(args)
-    soft = recipe.pgd(UDRAdversary)
+    # Algorithm 1 starts anywhere in the ball, whatever the loss
+    soft = {"adversary": recipe.pgd(UDRAdversary), "adversary__random_start": "uniform"}
+    trades, mart = ({"beta": _bui_beta(recipe, beta)} for beta in (6.0, 5.0))
     larger = recipe.pgd().set_params(eps=1.2 * recipe.eps)
     return {
         "PGD-AT": rs.MixedATClassifier(adversary=recipe.pgd(), **common),
         "PGD-AT 1.2 eps": rs.MixedATClassifier(adversary=larger, **common),
-        "UDR-PGD": rs.UDRPGDClassifier(adversary=soft, **common),
-        "TRADES": rs.TRADESClassifier(adversary=recipe.kl(), **common),
-        "UDR-TRADES": rs.UDRTRADESClassifier(adversary=soft, **common),
-        "MART": rs.MARTClassifier(beta=5, adversary=recipe.kl(), **common),
-        "UDR-MART": rs.UDRMARTClassifier(adversary=soft, **common),
+        "UDR-PGD": rs.UDRPGDClassifier(**soft, **common),
+        "TRADES": rs.TRADESClassifier(adversary=recipe.pgd(), **trades, **common),
+        "UDR-TRADES": rs.UDRTRADESClassifier(**soft, **trades, **common),
+        "MART": rs.MARTClassifier(adversary=recipe.pgd(), **mart, **common),
+        "UDR-MART": rs.UDRMARTClassifier(**soft, **mart, **common),
         "WRM": rs.WRMClassifier(
             gamma=0.05 if recipe.data == "mnist" else 0.5,
             adversary__clip=(0, 1),
@@ -411,6 +419,7 @@ class Table:
     rows: object
     columns: tuple
     source: dict
+    module: str | None = None  # a network other than that of the recipe
 
 
 HOU_COLUMNS = ("clean", "FGSM", "PGD-20", "C&W", "AA")
@@ -469,7 +478,7 @@ TABLES = {
             "cosine, False, self_paced": (82.49, 58.74),
             "cosine, True, kl": (84.01, 56.14),
             "cosine, False, kl": (83.33, 54.58),
-            "linear, True, kl": (82.86, 53.55),
+            "linear, True, self_paced": (82.86, 53.55),
             "linear, False, kl": (82.12, 51.82),
         },
     ),
@@ -484,6 +493,7 @@ TABLES = {
             "TRADES 0.1": (99.4, 97.2, 90.8),
             "Ours": (99.3, 98.0, 95.9),
         },
+        "conv_net2",
     ),
     "jzhang-4.1": Table(
         "J. Zhang (2019), Tables 4.1 and 4.2: CIFAR-10, TRADES and AR",
@@ -525,6 +535,7 @@ TABLES = {
             "ASCL global": (76.4, 52.7, 40.9), "ASCL hard": (75.5, 53.1, 41.3),
             "ASCL soft": (75.5, 53.4, 40.4), "ASCL leaked": (75.5, 53.7, 42.0),
         },
+        "resnet20",
     ),
     "bui-5.1": Table(
         "Bui (2023), Chapter 5, Table 1: CIFAR-10, ResNet-18",
@@ -555,6 +566,7 @@ TABLES = {
             "CCE-RM": (76.0, 44.7, 31.9, 29.9, 39.9, 49.5, 33.7, 5.0, 5.6),
             "CCE-DM": (86.0, 26.1, 20.1, 0.2),
         },
+        "cce_cifar10",
     ),
     "bui-4-mnist": Table(
         "Bui (2023), Section 4.3 on MNIST, two CNNs (the source has no numbers)",
@@ -759,12 +771,16 @@ def main():
     recipe = RECIPES[table.data, args.protocol]
     if args.epochs:
         recipe.epochs = args.epochs
+    recipe.module = table.module or recipe.module
     (X, y), (X_test, y_test) = load(recipe, args)
-    extra = {}
+    extra, classes_map = {}, None
     if table.rows is pretrained:
         if args.pretrain_home:
             X_pretrain, y_pretrain = load_image_folder(args.pretrain_home, return_X_y=True)
             extra = {"X_pretrain": X_pretrain, "y_pretrain": y_pretrain}
+            if y.dtype.kind in "iu":  # and names of folders there
+                names = fetch_cifar10(data_home=args.data_home, subset="test").target_names
+                classes_map = {name: number for number, name in enumerate(names.tolist())}
         else:
             cut = len(X) * 4 // 5
             extra = {"X_pretrain": X[:cut], "y_pretrain": y[:cut]}
@@ -782,6 +798,8 @@ def main():
     for name, clf in table.rows(recipe, args).items():
         if name in done or (args.only and name not in args.only):
             continue
+        if classes_map is not None:
+            clf.set_params(classes_map=classes_map)
         start = time.perf_counter()
         clf.fit(X, y, **extra)
         row = {"row": name, "fit_s": f"{time.perf_counter() - start:.0f}"}

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from .._validation import check_choice, check_length
 from ..attacks import PGD, Objective
 from ..losses import prediction_distance
+from ._prescribed import Prescription
 from .base import BaseDefense
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ._parameters import DefenseParameters, Network
 
 
-class AdversarialRegularizationClassifier(BaseDefense):
+class AdversarialRegularizationClassifier(Prescription, BaseDefense):
     """Adversarial regularisation: TRADES with a robust classification loss.
 
     Minimises ``max_{x'} CE(f(x'), y) + lam * KL(p(x) || p(x'))``, where one and
@@ -40,6 +41,14 @@ class AdversarialRegularizationClassifier(BaseDefense):
         opposite, the sum of both, or the total variation.
     detach_natural : bool, default=False
         Whether the clean prediction is a constant for the gradient.
+    adversary : attack, default=None
+        What makes the adversarial examples in training, and the threat model
+        that `score_adversarial` assumes. None means a 10-step PGD with
+        ``eps=8/255``. It starts at the sample, whichever attack is
+        given: ``adversary=PGD(eps=0.3)`` does so too. Another start is one that
+        is not the attack's own default, or is said to this estimator:
+        ``adversary__random_start="uniform"``. Its randomness comes from the
+        `random_state` of this estimator.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -91,9 +100,13 @@ class AdversarialRegularizationClassifier(BaseDefense):
         self.kl_direction = kl_direction
         self.detach_natural = detach_natural
 
+    def prescribed(self):
+        """Return the start at the sample."""
+        return {"random_start": "none"}
+
     def default_adversary(self):
-        """Return a PGD that starts at the sample, as in the source."""
-        return PGD(random_start="none")
+        """Return a PGD with the start of the source."""
+        return PGD(**self.prescribed())
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""

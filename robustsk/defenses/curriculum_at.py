@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .._validation import check_count, check_length
 from ..attacks.noise import SampleNoise, Stream
+from ..training._weights import copy_of_state, put_state
 from .base import BaseDefense
 
 if TYPE_CHECKING:
@@ -24,18 +26,19 @@ class CurriculumATClassifier(BaseDefense):
     Minimises ``CE(f(x'), y)``, where `x'` is made by a PGD with as many steps as
     the present strength `k`, beginning with none. Lest weaker attacks be
     forgotten, every sample of a batch draws its number of steps from 0 to `k`
-    (batch mixing). The strength grows by one when the accuracy under it has
-    not risen for `patience` epochs.
+    (batch mixing). When the accuracy under it has not risen for `patience` epochs,
+    the strength grows by one and training goes on from the weights that were best.
 
     Parameters
     ----------
     %(first_parameter)s
     max_strength : int, default=7
         Largest number of steps; the source has 7 for CIFAR-10 and 40 for MNIST.
-    patience : int, default=10
+    patience : int, default=None
         Epochs without a new best accuracy after which the strength grows. To
         reach `max_strength` takes at least ``max_strength * (patience + 1)``
-        epochs.
+        epochs. None means 10, as in the source, or in a training that is too
+        short for it as many as leave time for each strength, at least 1.
     min_accuracy : float, default=0.0
         Accuracy on the mixed batches of an epoch below which the strength does
         not grow, in [0, 1]; the authors' code has 0.9.
@@ -61,7 +64,8 @@ class CurriculumATClassifier(BaseDefense):
     as "strength_acc", besides "strength". The authors' code measures it on
     validation data, draws the length of the steps at random and rounds pixels
     to 8 bits when it validates; this does not. A model is only as robust as the
-    strength it has reached.
+    strength it has reached, `strength_`. If that is 0, no sample has been
+    attacked; `fit` warns of it.
 
     References
     ----------
@@ -84,13 +88,14 @@ class CurriculumATClassifier(BaseDefense):
     _drawn = None
     strength_ = _waited = 0
     _best = -np.inf
+    _best_weights = None
 
     def __init__(
         self,
         module: Network | None = None,
         *,
         max_strength: int = 7,
-        patience: int = 10,
+        patience: int | None = None,
         min_accuracy: float = 0.0,
         **common: Unpack[DefenseParameters],
     ):
@@ -103,16 +108,37 @@ class CurriculumATClassifier(BaseDefense):
         """Check the parameters, and begin with no steps; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
         if not len(self.history_):
-            vars(self).update(strength_=0, _best=-np.inf, _waited=0)
+            vars(self).update(strength_=0, _best=-np.inf, _waited=0, _best_weights=None)
         elif "strength_" not in vars(self):  # the history has been loaded from a file
             self.strength_ = self.history_[-1].get("strength", 0)
         check_count(self.max_strength, "max_strength")
-        check_count(self.patience, "patience")
+        if self.patience is not None:
+            check_count(self.patience, "patience")
         check_length(self.min_accuracy, "min_accuracy")
         if "n_steps" not in self.adversary_.get_params():
             raise ValueError(
                 f"The adversary is a {type(self.adversary_).__name__}, which has no n_steps that "
                 "could grow: use PGD(...)."
+            )
+
+    @property
+    def _patience(self):
+        if self.patience is not None:
+            return self.patience
+        return min(10, max(1, self.max_epochs // (self.max_strength + 1) - 1))
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """Say so if nothing has been attacked; called by skorch."""
+        super().on_train_end(net, X, y, **kwargs)
+        n_epochs = len(self.history_)
+        if self.strength_ == 0 and n_epochs:
+            warnings.warn(
+                f"The strength of the attack is still 0 of {self.max_strength} after epoch "
+                f"{n_epochs}: nothing has been attacked, and this was natural training. The "
+                f"strength grows after patience={self._patience} epochs without progress: give "
+                "more max_epochs or less patience.",
+                UserWarning,
+                stacklevel=2,
             )
 
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
@@ -160,9 +186,11 @@ class CurriculumATClassifier(BaseDefense):
         self.history.record("strength_acc", accuracy)
         state = vars(self)
         if accuracy > self._best:
-            state.update(_best=accuracy, _waited=0)
+            state.update(_best=accuracy, _waited=0, _best_weights=copy_of_state(self.module_))
             return
         state["_waited"] += 1
         enough = right_of_all >= self.min_accuracy * all_of_them
-        if self._waited >= self.patience and enough and self.strength_ < self.max_strength:
+        if self._waited >= self._patience and enough and self.strength_ < self.max_strength:
+            if self._best_weights is not None:  # a history from a file comes without them
+                put_state(self.module_, self._best_weights)
             state.update(strength_=self.strength_ + 1, _best=-np.inf, _waited=0)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class DynamicATClassifier(PGDATClassifier):
     """Dynamic adversarial training (DAT): examples that converge better and better.
 
-    Minimises ``CE(f(x'), y)``. A sample is moved by PGD until the criterion of
-    convergence, the first-order stationary condition of
+    Minimises ``CE(f(x'), y)``. A sample is moved by PGD, at least by one step, until
+    the criterion of convergence, the first-order stationary condition of
     :class:`~robustsk.attacks.DynamicPGD`, is at most
     ``c_t = max(c_max * (1 - t / n_decay_epochs), 0)`` in epoch `t`: early in
     training rough examples do, later they are as strong as the steps allow.
@@ -105,5 +105,10 @@ class DynamicATClassifier(PGDATClassifier):
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return examples that have converged as far as this epoch asks for."""
-        attack = self.like_adversary(DynamicPGD, criterion=self._criterion_of_epoch)
+        # Algorithm 1: the first step comes before the criterion
+        attack = self.like_adversary(
+            DynamicPGD,
+            criterion=self._criterion_of_epoch,
+            min_steps=max(1, getattr(self.adversary_, "min_steps", 0)),
+        )
         return self.perturb(self.module_, x, y, adversary=attack)

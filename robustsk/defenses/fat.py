@@ -10,6 +10,7 @@ from torch import Tensor
 from .._validation import check_choice, check_length
 from ..attacks import FriendlyPGD
 from ..training._schedule import at_epoch, scaled
+from ._prescribed import Prescription, is_default
 from .base import BaseDefense
 from .mart import MARTClassifier
 from .pgd_at import PGDATClassifier
@@ -30,7 +31,7 @@ _TAU = {
 }
 
 
-class FATClassifier(BaseDefense):
+class FATClassifier(Prescription, BaseDefense):
     """Friendly adversarial training: examples that are adversarial, but hardly more.
 
     Minimises a loss on examples that an early-stopped PGD makes: it leaves a
@@ -50,19 +51,21 @@ class FATClassifier(BaseDefense):
         Weight of the divergence in the last two.
     tau : int or list of (epoch, tau), default=None
         `tau` of the adversary: a number, or pairs of the epoch, counted from 0,
-        and the number that holds from then on. None means that of the
-        `adversary` where one is given, or `adversary__tau`; and with the default
-        adversary the schedule of the source for this loss, stretched to
-        `max_epochs` (for cross-entropy 0, then 1 from epoch 50 of 120, and 2
-        from epoch 90).
+        and the number that holds from then on. None means the schedule of the
+        source for this loss, stretched to `max_epochs` (for cross-entropy 0,
+        then 1 from epoch 50 of 120, and 2 from epoch 90), unless the `adversary`
+        has a `tau` other than 0 or `adversary__tau` is given. ``tau=0`` stops at
+        the first error throughout.
     adversary : attack, default=None
         What makes the adversarial examples in training, and the threat model
-        that `score_adversarial` assumes. None means a
-        :class:`robustsk.attacks.FriendlyPGD` with 10 steps and ``eps=8/255``; from a
-        uniform start with ``omega=0.001`` for cross-entropy, and next to the
-        sample with ``omega=0`` for the other losses. Its parameters can be given
-        as ``adversary__eps=0.3``. Its randomness comes from the `random_state`
-        of this estimator.
+        that `score_adversarial` assumes: a
+        :class:`robustsk.attacks.FriendlyPGD`, None means with 10 steps and
+        ``eps=8/255``. It starts uniformly and has ``omega=0.001`` for
+        cross-entropy, and starts next to the sample with ``omega=0`` for the
+        other losses. This holds for one that is given as well, but for what is
+        not its own default, or is said to this estimator, as
+        ``adversary__omega=0``. Its randomness comes from the `random_state` of
+        this estimator.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -78,6 +81,9 @@ class FATClassifier(BaseDefense):
     (2021, Table 1: CIFAR-10, WRN-32-10) report 51.2 % under PGD-20 and 46.1 %
     under PGD with restarts, where adversarial training has 52.0 and 51.3 %.
     Evaluate with AutoAttack.
+
+    What is saved is in the history as "attack_steps": how many gradients of the
+    attack an average sample took in the epoch, at most `n_steps`.
 
     References
     ----------
@@ -98,6 +104,9 @@ class FATClassifier(BaseDefense):
     2
     """
 
+    _of_a_session = (*BaseDefense._of_a_session, "_steps", "_n_crafted")
+    _steps = _n_crafted = 0
+
     def __init__(
         self,
         module: Network | None = None,
@@ -112,11 +121,13 @@ class FATClassifier(BaseDefense):
         self.beta = beta
         self.tau = tau
 
+    def prescribed(self):
+        """Return the noise in the steps, or the start next to the sample."""
+        return {"omega": 0.001} if self.loss == "ce" else {"random_start": "gaussian"}
+
     def default_adversary(self):
         """Return an early-stopped PGD with the start and noise of the source."""
-        if self.loss == "ce":
-            return FriendlyPGD(omega=0.001)
-        return FriendlyPGD(random_start="gaussian")
+        return FriendlyPGD(**self.prescribed())
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""
@@ -128,6 +139,12 @@ class FATClassifier(BaseDefense):
         """Set `tau` of the adversary; called by skorch."""
         super().on_epoch_begin(net, dataset_train, dataset_valid, **kwargs)
         follow_tau(self, _TAU[self.loss])
+        self._steps, self._n_crafted = 0, 0
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Record how many steps a sample has taken; called by skorch."""
+        super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
+        self.history.record("attack_steps", float(self._steps) / max(1, self._n_crafted))
 
     def attack_objective(self):
         """Return what the loss goes with: "kl" for that of TRADES, and "ce"."""
@@ -135,7 +152,13 @@ class FATClassifier(BaseDefense):
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the friendly batch; without weight on it, the clean one."""
-        return x if self.loss == "trades" and self.beta == 0 else super().craft(x, y)
+        if self.loss == "trades" and self.beta == 0:
+            return x
+        x_adv, info = self.perturb(self.module_, x, y, return_info=True)
+        # summed where the network is: nothing waits for it before the epoch ends
+        self._steps = self._steps + info["n_steps_taken"].sum()
+        self._n_crafted += len(x)
+        return x_adv
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return the chosen loss, shape (n,)."""
@@ -150,17 +173,21 @@ def follow_tau(clf, source):
     clf : BaseDefense
         With a parameter `tau`.
     source : tuple of (schedule, int) or None
-        Schedule for the default adversary and the number of epochs it is for.
+        Schedule that the method prescribes, and the number of epochs it is for; None where its
+        adversary goes on to the end.
     """
+    if source is None and clf.tau is None:
+        return
+    if not isinstance(clf.adversary_, FriendlyPGD):
+        what = f"{type(clf).__name__} needs" if source else f"tau={clf.tau!r} is for"
+        raise ValueError(
+            f"{what} an adversary that stops early, and {type(clf.adversary_).__name__} does not: "
+            f"use FriendlyPGD(...){'' if source else ', or leave tau out'}."
+        )
     tau = clf.tau
     if tau is None:
-        given = clf.adversary is not None or "adversary__tau" in vars(clf)
-        if given or source is None:
+        own = clf.adversary is not None and not is_default(clf.adversary, "tau")
+        if own or "adversary__tau" in vars(clf):
             return
         tau = scaled(*source, clf.max_epochs)
-    if not hasattr(clf.adversary_, "tau"):
-        raise ValueError(
-            f"tau={clf.tau!r} is for an adversary that stops early, and "
-            f"{type(clf.adversary_).__name__} does not: use FriendlyPGD(...), or leave tau out."
-        )
     clf.adversary_.tau = at_epoch(tau, clf.epoch, "tau")

@@ -14,6 +14,8 @@ from ..attacks import FriendlyPGD, GeometryAwarePGD, Objective
 from ..attacks.objectives import resolve_objective
 from ..losses import geometry_weights, kl_divergence
 from ..training._schedule import at_epoch, check_begin, scaled
+from ._prescribed import Prescription
+from ._self_training import SelfTraining
 from .base import BaseDefense
 from .fat import follow_tau
 
@@ -28,7 +30,7 @@ _LAM = {"at": -1.0, "fat": 0.0, "trades": -1.0, "rst": 3.0}
 _TAU = [(0, 0), (40, 3), (70, 6)], 120
 
 
-class GAIRATClassifier(BaseDefense):
+class GAIRATClassifier(SelfTraining, Prescription, BaseDefense):
     """GAIRAT: adversarial training that weighs samples by how soon they fall.
 
     The adversary counts how many of its iterates are still classified
@@ -43,8 +45,8 @@ class GAIRATClassifier(BaseDefense):
     ========  =================================================================
     at        ``w * CE(f(x'), y)``
     fat       the same on friendly examples (see :class:`FATClassifier`)
-    trades    ``CE(f(x), y) + beta * w * KL(p(x) || p(x'))``, with the `x'` of
-              TRADES
+    trades    ``w * CE(f(x), y) + beta * KL(p(x) || p(x'))``, with the `x'` of
+              TRADES; or with `w` on the divergence, see `weighted`
     rst       ``CE(f(x), y) + beta * (w * KL(p(x) || p(x')) + (1 - w) * KL(p(x)
               || p(x'')))``, where `x''` ascends the margin of Carlini and
               Wagner and `w` is not normalised
@@ -56,7 +58,11 @@ class GAIRATClassifier(BaseDefense):
     variant : {"at", "fat", "trades", "rst"}, default="at"
         GAIRAT, GAIR-FAT, GAIR-TRADES, or the loss with which the authors trained
         on pseudo-labelled data as well (GAIR-RST): an interpolation of two
-        attacks rather than a weighting.
+        attacks rather than a weighting. With "rst" samples whose label is -1 are
+        unlabelled, as in :class:`RobustSelfTrainingClassifier`.
+    weighted : {"natural", "divergence", "both"}, default="natural"
+        What is weighted in "trades". The authors' code weights the natural
+        cross-entropy by default.
     weighting : {"tanh", "sigmoid", "discrete"}, default="tanh"
         How weights fall with `kappa`, see
         :func:`robustsk.losses.geometry_weights`.
@@ -67,20 +73,27 @@ class GAIRATClassifier(BaseDefense):
         "trades", 0 for "fat", 3 for "rst".
     begin_epoch : int, default=None
         Epoch, counted from 0, from which samples are weighted. Before it ``w`` is
-        1. None means half of `max_epochs`, rounded up, as in the source.
+        1. None means half of `max_epochs`, rounded up, and for "trades" three
+        quarters, as in the source.
     beta : float, default=6.0
         Weight of the divergence in "trades" and "rst".
     tau : int or list of (epoch, tau), default=None
         When the adversary of "fat" stops, as in :class:`FATClassifier`. The
         schedule of the source is 0, then 3 from epoch 40 of 120, and 6 from
         epoch 70.
+    unlabeled_weight : float, default=None
+        Weight of an unlabelled sample in "rst", as in
+        :class:`RobustSelfTrainingClassifier`: None gives labelled and unlabelled
+        samples the same weight in total.
     adversary : attack, default=None
         What makes the adversarial examples in training, and the threat model
         that `score_adversarial` assumes. None means a
         :class:`robustsk.attacks.GeometryAwarePGD`, for "fat" a
         :class:`robustsk.attacks.FriendlyPGD`, with 10 steps and ``eps=8/255``. Others
         will do if they look at every sample once in each of `n_steps` steps, as
-        PGD does. Its parameters can be given as ``adversary__eps=0.3``. Its
+        PGD does; that of "fat" has to stop early. In "trades" and "rst" it starts
+        next to the sample, whichever attack is given, unless it has another
+        start than its own default or `adversary__random_start` is given. Its
         randomness comes from the `random_state` of this estimator.
     %(shared_parameters)s
 
@@ -103,10 +116,12 @@ class GAIRATClassifier(BaseDefense):
     `sample_weight` counts in the normalisation of the weights too, so that a
     sample of weight 2 is two samples.
 
-    The formula of "trades" is not spelled out in the main text of the source:
-    here the normalised weights multiply the divergence. In "rst", the authors'
-    code has ``lam + K / 2 - kappa`` in the hyperbolic tangent, which is the
-    formula above for its ``K = 10``.
+    The formula of "trades" is not spelled out in the main text of the source;
+    the options are those of the authors' code, which by a slip in a condition
+    weights the cross-entropy of the adversarial samples instead. In "rst", the
+    authors' code has ``lam + K / 2 - kappa`` in the hyperbolic tangent, which is
+    the formula above for its ``K = 10``. The labels that unlabelled samples are
+    given there are in `transduction_`.
 
     References
     ----------
@@ -139,6 +154,8 @@ class GAIRATClassifier(BaseDefense):
         begin_epoch: int | None = None,
         beta: float = 6.0,
         tau: int | Sequence[Sequence[int]] | None = None,
+        weighted: str = "natural",
+        unlabeled_weight: float | None = None,
         **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, **common)
@@ -148,16 +165,32 @@ class GAIRATClassifier(BaseDefense):
         self.begin_epoch = begin_epoch
         self.beta = beta
         self.tau = tau
+        self.weighted = weighted
+        self.unlabeled_weight = unlabeled_weight
+
+    def prescribed(self):
+        """Return the start next to the sample for the variants of TRADES."""
+        return {"random_start": "gaussian"} if self._has_divergence else {}
 
     def default_adversary(self):
         """Return a PGD that counts, with the start of the source."""
         if self.variant == "fat":
             return FriendlyPGD()
-        return GeometryAwarePGD(random_start="gaussian" if self._has_divergence else "uniform")
+        return GeometryAwarePGD(**self.prescribed())
 
     @property
     def _has_divergence(self):
         return self.variant in ("trades", "rst")
+
+    @property
+    def _is_natural(self):
+        """Whether no adversarial sample is of any use."""
+        weighs_natural = self.variant == "trades" and self.weighted != "divergence"
+        return self._has_divergence and self.beta == 0 and not weighs_natural
+
+    @property
+    def _takes_unlabelled(self):
+        return self.variant == "rst"
 
     def attack_objective(self):
         """Return "kl" for the variants of TRADES, and "ce"."""
@@ -168,6 +201,7 @@ class GAIRATClassifier(BaseDefense):
         super().on_train_begin(net, X, y, **kwargs)
         check_choice(self.variant, "variant", tuple(_LAM))
         check_choice(self.weighting, "weighting", ("tanh", "sigmoid", "discrete"))
+        check_choice(self.weighted, "weighted", ("natural", "divergence", "both"))
         check_length(self.beta, "beta")
         check_begin(self.begin_epoch)
         at_epoch(self._lam, 0, "lam")
@@ -191,12 +225,12 @@ class GAIRATClassifier(BaseDefense):
         """Whether samples have weights by now."""
         begin = self.begin_epoch
         if begin is None:
-            begin = scaled([(1, None)], 2, self.max_epochs)[0][0]
+            begin = scaled([(3 if self.variant == "trades" else 2, None)], 4, self.max_epochs)[0][0]
         return self.epoch >= begin
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Return the adversarial batch, `kappa`, and for "rst" a second adversarial batch."""
-        if self._has_divergence and self.beta == 0:
+        if self._is_natural:
             return x
         crafted = self._count(x, y)
         if self.variant == "rst" and self._weighs:
@@ -232,14 +266,18 @@ class GAIRATClassifier(BaseDefense):
 
     def training_loss(self, x: Tensor, x_adv: Any, y: Tensor) -> Tensor:
         """Return the loss of the variant, shape (n,)."""
-        if self._has_divergence and self.beta == 0:
+        if self._is_natural:
             return self.classification_loss(self.logits(x), y)
         x_adv, kappa, *second = x_adv
         if not self._has_divergence:
             return self._weighted(self.classification_loss(self.logits(x_adv), y), kappa)
         logits = self.logits(x)
         loss = self.classification_loss(logits, y)
-        divergence = self._weighted(kl_divergence(logits, self.logits(x_adv)), kappa)
+        divergence = kl_divergence(logits, self.logits(x_adv))
+        if self.variant == "trades" and self.weighted != "divergence":
+            loss = self._weighted(loss, kappa)
+        if self.variant == "rst" or self.weighted != "natural":
+            divergence = self._weighted(divergence, kappa)
         if second:
             other = kl_divergence(logits, self.logits(second[0]))
             divergence = divergence + (1 - self._geometry(kappa).to(other)) * other

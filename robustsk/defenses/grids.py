@@ -38,7 +38,7 @@ def spat_component_grid() -> list[dict]:
     list of dict
         For a search over :class:`SPATClassifier`, in the order of the tables:
         SP-NCE with the self-paced consistency, NCE with it, SP-NCE with the
-        divergence, NCE with it, SP-CE with it, and TRADES.
+        divergence, NCE with it; SP-CE with the self-paced consistency, and TRADES.
 
     References
     ----------
@@ -57,7 +57,7 @@ def spat_component_grid() -> list[dict]:
         ("cosine", False, "self_paced"),
         ("cosine", True, "kl"),
         ("cosine", False, "kl"),
-        ("linear", True, "kl"),
+        ("linear", True, "self_paced"),
         ("linear", False, "kl"),
     ]
     return [

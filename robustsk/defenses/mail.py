@@ -12,6 +12,7 @@ from .._validation import check_length
 from ..attacks import PGD
 from ..losses import margin_weights, probability_margin
 from ..training._schedule import check_begin, scaled
+from ._prescribed import Prescription
 from .base import BaseDefense
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ._parameters import DefenseParameters, Network
 
 
-class MAILClassifier(BaseDefense):
+class MAILClassifier(Prescription, BaseDefense):
     """MAIL-AT: adversarial training that weighs samples by their margin.
 
     Minimises the mean of ``w * CE(f(x'), y)``, where `x'` ascends the
@@ -43,6 +44,14 @@ class MAILClassifier(BaseDefense):
         Epoch, counted from 0, from which samples are weighted; before it all
         count the same. None means three quarters of `max_epochs`, rounded up
         (epoch 75 of 100 in the source).
+    adversary : attack, default=None
+        What makes the adversarial examples in training, and the threat model
+        that `score_adversarial` assumes. None means a 10-step PGD with
+        ``eps=8/255``. It starts next to the sample, whichever attack is
+        given: ``adversary=PGD(eps=0.3)`` does so too. Another start is one that
+        is not the attack's own default, or is said to this estimator:
+        ``adversary__random_start="uniform"``. Its randomness comes from the
+        `random_state` of this estimator.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -94,9 +103,13 @@ class MAILClassifier(BaseDefense):
         self.b = b
         self.begin_epoch = begin_epoch
 
+    def prescribed(self):
+        """Return the start next to the sample."""
+        return {"random_start": "gaussian"}
+
     def default_adversary(self):
-        """Return a PGD that starts next to the sample, as in the source."""
-        return PGD(random_start="gaussian")
+        """Return a PGD with the start of the source."""
+        return PGD(**self.prescribed())
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""

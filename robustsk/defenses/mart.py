@@ -9,6 +9,7 @@ from torch import Tensor
 from .._validation import check_length
 from ..attacks import PGD
 from ..losses import boosted_cross_entropy, mart_loss
+from ._prescribed import Prescription
 from .base import BaseDefense
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ._parameters import DefenseParameters, Network
 
 
-class MARTClassifier(BaseDefense):
+class MARTClassifier(Prescription, BaseDefense):
     """MART: adversarial training that revisits misclassified samples.
 
     Minimises ``BCE(f(x'), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x))`` with
@@ -33,6 +34,14 @@ class MARTClassifier(BaseDefense):
         Weight of the divergence; 0 leaves the boosted cross-entropy. The
         article calls it lambda; its authors use 6 for a WideResNet and 5 for a
         ResNet-18.
+    adversary : attack, default=None
+        What makes the adversarial examples in training, and the threat model
+        that `score_adversarial` assumes. None means a 10-step PGD with
+        ``eps=8/255``. It starts next to the sample, whichever attack is
+        given: ``adversary=PGD(eps=0.3)`` does so too. Another start is one that
+        is not the attack's own default, or is said to this estimator:
+        ``adversary__random_start="uniform"``. Its randomness comes from the
+        `random_state` of this estimator.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -74,9 +83,13 @@ class MARTClassifier(BaseDefense):
         super().__init__(module, **common)
         self.beta = beta
 
+    def prescribed(self):
+        """Return the start next to the sample."""
+        return {"random_start": "gaussian"}
+
     def default_adversary(self):
-        """Return a PGD that starts next to the sample, as in the source."""
-        return PGD(random_start="gaussian")
+        """Return a PGD with the start of the source."""
+        return PGD(**self.prescribed())
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""

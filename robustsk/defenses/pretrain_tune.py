@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import fnmatch
 import numbers
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing, check_random_state
-from sklearn.utils.validation import check_is_fitted, column_or_1d
+from sklearn.utils.validation import _num_samples, check_is_fitted, column_or_1d
 from skorch.callbacks import Callback
 from torch import nn
 from torch.utils.data import Subset
@@ -25,6 +26,7 @@ from .._validation import check_labels
 from ..attacks import BaseAttack
 from ..models import CosineLinear, get_classifier, replace_classifier
 from ..training._weights import copy_of_state, put
+from ._fitting import SparseInput
 from .base import BaseDefense
 from .pgd_at import PGDATClassifier
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+class PretrainTuneClassifier(SparseInput, ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     """Train on one data set with one defence, then tune on another with a second one.
 
     The first stage trains a network on many samples of a related problem. The second goes on
@@ -71,6 +73,11 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         are, to the last bit.
     keep_snapshots : bool, default=False
         Whether to keep the weights after each epoch of tuning.
+    classes_map : dict, default=None
+        For each label of the pretraining data the label that its class has in `y`, where the two
+        data sets name the same classes differently, e.g. ``{"airplane": 0, "automobile": 1}``.
+        The first stage then learns the labels of `y`, and the last layer is kept. None means
+        that equal labels are the same class, and others another.
     random_state : int, RandomState or None, default=None
         Source of the sample of the pretraining data, and of the seeds of both stages. None
         leaves the stages theirs.
@@ -99,8 +106,9 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
 
     Notes
     -----
-    The last layer is initialised anew where the classes of the two data sets differ, as numbers
-    or in their names. The second stage starts from every pretrained tensor whose name and
+    The last layer is initialised anew, with a warning, where the labels of the two data sets
+    differ: other classes, or the same ones under other names without `classes_map`. The second
+    stage starts from every pretrained tensor whose name and
     shape are those of a tensor in the network of the tuner, which may put a head of its own on
     it. With a search over parameters, `X_pretrain` is split like `X` if it has as many samples.
 
@@ -142,6 +150,7 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         match_steps: bool = False,
         tune_layers: str | Sequence[str] = "all",
         keep_snapshots: bool = False,
+        classes_map: dict | None = None,
         random_state: int | np.random.RandomState | None = None,
     ):
         self.pretrainer = pretrainer
@@ -155,6 +164,7 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         self.match_steps = match_steps
         self.tune_layers = tune_layers
         self.keep_snapshots = keep_snapshots
+        self.classes_map = classes_map
         self.random_state = random_state
 
     # --- fitting -----------------------------------------------------------------------
@@ -193,9 +203,15 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
         if X_pretrain is None:
             if y_pretrain is not None:
                 raise ValueError("y_pretrain was given without X_pretrain.")
+            if self.classes_map is not None:
+                raise ValueError(
+                    "classes_map was given without X_pretrain, whose labels it is about."
+                )
             X_pretrain, y_pretrain = X, y
         else:
             _check_same_shape(X, X_pretrain)
+            if self.classes_map is not None:
+                y_pretrain = self._mapped(pretrainer, X_pretrain, y_pretrain)
         self.pretrain_indices_ = None
         if pretrainer is not None:
             self._pretrain(pretrainer, X_pretrain, y_pretrain, rng)
@@ -205,7 +221,9 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             if len(unknown):
                 raise ValueError(
                     "With tuner='none' the pretrained network stays as it is, and it has not been "
-                    f"trained on the labels {unknown.tolist()} of y."
+                    f"trained on the labels {unknown.tolist()} of y, but on "
+                    f"{pretrainer.classes_.tolist()}. If those are the same classes under other "
+                    "names, say so by classes_map={...}."
                 )
             snapshots = [copy_of_state(pretrainer.module_, "cpu")]
         else:
@@ -258,9 +276,31 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
                 pretrainer = None
         return pretrainer, tuner
 
+    def _mapped(self, pretrainer, X, y):
+        """Return the labels of the pretraining data, as those of the problem itself."""
+        if not isinstance(self.classes_map, Mapping):
+            raise TypeError(
+                "classes_map must be a dict from labels of y_pretrain to labels of y, or None; "
+                f"got {self.classes_map!r}."
+            )
+
+        def mapped(labels):
+            missing = [v for v in np.unique(labels).tolist() if v not in self.classes_map]
+            if missing:
+                raise ValueError(
+                    f"classes_map says nothing of the labels {missing} of the pretraining data: "
+                    "it needs an entry for each of them."
+                )
+            return np.array([self.classes_map[v] for v in np.asarray(labels).tolist()])
+
+        if pretrainer is not None and pretrainer.classes is not None:
+            pretrainer.set_params(classes=mapped(pretrainer.classes))
+        y = dataset_labels(X) if y is None and is_dataset(X) else y
+        return mapped(column_or_1d(check_labels(y)))
+
     def _pretrain(self, pretrainer, X, y, rng):
         if self.pretrain_subset is not None:
-            n = len(X)
+            n = _num_samples(X)
             size = _check_subset(self.pretrain_subset, n)
             rows = np.arange(n)
             if size < n:
@@ -277,6 +317,8 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             if self.match_steps:
                 pretrainer.set_params(max_epochs=round(pretrainer.max_epochs * n / size))
         pretrainer.fit(X, y)
+        if getattr(pretrainer, "interrupted_", None) is not None:
+            raise KeyboardInterrupt  # nobody has asked to tune what is half trained
 
     def _tune(self, tuner, pretrainer, X, y):
         """Fit the tuner, and return what snapshots were taken."""
@@ -285,6 +327,15 @@ class PretrainTuneClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator)
             network = copy.deepcopy(pretrainer.module_)
             classes = _classes_of(tuner, X, y)
             if classes is not None and not np.array_equal(classes, pretrainer.classes_):
+                warnings.warn(
+                    "The labels of the pretraining data are "
+                    f"{_few(pretrainer.classes_)} and those of y {_few(classes)}: the pretrained "
+                    "last layer is replaced by a new one. If they are the same classes under "
+                    "other names, keep it by classes_map={label of y_pretrain: label of y, ...}; "
+                    "if y lacks some of them, by classes=[...] of the tuner.",
+                    UserWarning,
+                    stacklevel=3,
+                )
                 network = _with_new_head(network, len(classes), tuner.random_state)
             start.state = copy_of_state(network, "cpu")
             for name in [k for k in vars(tuner) if k.startswith("module__")]:
@@ -514,6 +565,12 @@ def _classes_of(estimator, X, y):
             return None
         y = dataset_labels(X)
     return np.unique(column_or_1d(check_labels(y)))
+
+
+def _few(classes):
+    """Return the labels as a text, the first ten of them."""
+    text = ", ".join(repr(v) for v in classes[:10].tolist())
+    return f"[{text}, ...]" if len(classes) > 10 else f"[{text}]"
 
 
 def _check_same_shape(X, X_pretrain):

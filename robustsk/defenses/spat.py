@@ -11,6 +11,7 @@ from .._validation import check_choice
 from ..attacks import PGD, Objective
 from ..losses import kl_divergence, self_paced_consistency, self_paced_loss
 from ..models import CosineLinear, get_classifier, replace_classifier
+from ._prescribed import Prescription
 from .base import BaseDefense
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ._parameters import DefenseParametersButHead, Network
 
 
-class SPATClassifier(BaseDefense):
+class SPATClassifier(Prescription, BaseDefense):
     """Self-paced adversarial training on a cosine head.
 
     The last linear layer is replaced by a normalised one, so that logits are
@@ -67,6 +68,14 @@ class SPATClassifier(BaseDefense):
         Ablation (Table 3.8): "linear" keeps the network's own last layer and
         takes gates from the cosines between its weights and its input. With
         ``self_paced=False`` and ``consistency="kl"`` that is TRADES.
+    adversary : attack, default=None
+        What makes the adversarial examples in training, and the threat model
+        that `score_adversarial` assumes. None means a 10-step PGD with
+        ``eps=8/255``. It starts next to the sample, whichever attack is
+        given: ``adversary=PGD(eps=0.3)`` does so too. Another start is one that
+        is not the attack's own default, or is said to this estimator:
+        ``adversary__random_start="uniform"``. Its randomness comes from the
+        `random_state` of this estimator.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -141,9 +150,13 @@ class SPATClassifier(BaseDefense):
             module, lambda n_in, n_out: CosineLinear(n_in, n_out, scale=self.s)
         )
 
+    def prescribed(self):
+        """Return the start next to the sample, where the gradient does not vanish."""
+        return {"random_start": "gaussian"}
+
     def default_adversary(self):
-        """Return a PGD that starts next to the sample, where the gradient does not vanish."""
-        return PGD(random_start="gaussian")
+        """Return a PGD with the start of the source."""
+        return PGD(**self.prescribed())
 
     def _head(self):
         # `head` is a name here, and `build_module` sees to it

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..attacks import PGD
 from ..losses import kl_divergence
+from ._prescribed import Prescription
 from .base import BaseDefense
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ._parameters import DefenseParameters, Network
 
 
-class TRADESClassifier(BaseDefense):
+class TRADESClassifier(Prescription, BaseDefense):
     """TRADES: fit the clean data and keep predictions constant around them.
 
     Minimises ``CE(f(x), y) + beta * KL(p(x) || p(x'))``, where `x'` ascends the
@@ -28,6 +29,14 @@ class TRADESClassifier(BaseDefense):
     %(first_parameter)s
     beta : float, default=6.0
         Weight of the divergence; 0 is natural training.
+    adversary : attack, default=None
+        What makes the adversarial examples in training, and the threat model
+        that `score_adversarial` assumes. None means a 10-step PGD with
+        ``eps=8/255``. It starts next to the sample, whichever attack is
+        given: ``adversary=PGD(eps=0.3)`` does so too. Another start is one that
+        is not the attack's own default, or is said to this estimator:
+        ``adversary__random_start="uniform"``. Its randomness comes from the
+        `random_state` of this estimator.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -64,9 +73,13 @@ class TRADESClassifier(BaseDefense):
         super().__init__(module, **common)
         self.beta = beta
 
+    def prescribed(self):
+        """Return the start next to the sample, where the gradient does not vanish."""
+        return {"random_start": "gaussian"}
+
     def default_adversary(self):
-        """Return a PGD that starts next to the sample, where the gradient does not vanish."""
-        return PGD(random_start="gaussian")
+        """Return a PGD with the start of the source."""
+        return PGD(**self.prescribed())
 
     def attack_objective(self):
         """Return "kl"."""

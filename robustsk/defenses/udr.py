@@ -61,6 +61,10 @@ class UDRPGDClassifier(MixedATClassifier):
     "delta_mean" and "delta_max". It trains with perturbations larger than `eps`: compare with
     :class:`MixedATClassifier` at the radius "delta_max". `score_adversarial` keeps to `eps`.
 
+    It begins as the hard ball and changes slowly, so that in a training of a few hundred batches it
+    is :class:`MixedATClassifier` ("kappa" stays near 1). There ``adversary__lambda_init=1.0``, half
+    of the price, makes the ball soft from the beginning.
+
     References
     ----------
     Bui, Le, Tran, Zhao and Phung (2022), "A unified Wasserstein distributional robustness framework
@@ -125,9 +129,10 @@ class UDRTRADESClassifier(TRADESClassifier):
         What makes the adversarial examples in training, and the threat model
         that `score_adversarial` assumes. None means a
         :class:`robustsk.training.UDRAdversary` with 10 steps and ``eps=8/255``, which
-        starts next to the sample as in TRADES, so that with a hard ball it is
-        :class:`TRADESClassifier`; the source starts uniformly in the ball,
-        ``adversary__random_start="uniform"``. Its randomness comes from the
+        starts next to the sample as in TRADES, also where one is given, so that
+        with a hard ball it is :class:`TRADESClassifier`; the source starts
+        uniformly in the ball, ``adversary__random_start="uniform"``. Its
+        randomness comes from the
         `random_state` of this estimator.
     %(shared_parameters)s
 
@@ -191,7 +196,7 @@ class UDRTRADESClassifier(TRADESClassifier):
 class UDRMARTClassifier(MARTClassifier):
     """UDR-MART: MART with a soft ball.
 
-    Minimises ``BCE(f(x), y) + beta * KL(p(x) || p(x')) * (1 - p_y(x))`` with the boosted
+    Minimises ``BCE(f(x), y) + beta * KL(p(x') || p(x)) * (1 - p_y(x))`` with the boosted
     cross-entropy ``BCE = -log p_y - log(1 - max_{k != y} p_k)``, where `x'` ascends the divergence
     in the soft ball of :class:`robustsk.training.UDRAdversary`.
 
@@ -203,12 +208,16 @@ class UDRMARTClassifier(MARTClassifier):
     form : {"thesis", "original"}, default="thesis"
         The loss above, on purpose other than MART's; or "original", that of
         :class:`MARTClassifier`: the boosted cross-entropy of `x'`, which ascends the cross-entropy.
+    kl_direction : {"clean_adv", "adv_clean"}, default=None
+        ``KL(p(x) || p(x'))`` as in MART, or ``KL(p(x') || p(x))`` as the source writes, for loss
+        and adversary. None means that of the source for its form, and that of MART for "original".
     adversary : attack, default=None
         What makes the adversarial examples in training, and the threat model
         that `score_adversarial` assumes. None means a
         :class:`robustsk.training.UDRAdversary` with 10 steps and ``eps=8/255``, which
-        starts next to the sample as in MART, so that in the original form with a
-        hard ball it is :class:`MARTClassifier`; the source starts uniformly in the ball,
+        starts next to the sample as in MART, also where one is given, so that in
+        the original form with a hard ball it is :class:`MARTClassifier`; the
+        source starts uniformly in the ball,
         ``adversary__random_start="uniform"``. Its randomness comes from the
         `random_state` of this estimator.
     %(shared_parameters)s
@@ -224,8 +233,7 @@ class UDRMARTClassifier(MARTClassifier):
     ----------
     Bui, Le, Tran, Zhao and Phung (2022), "A unified Wasserstein distributional robustness framework
     for adversarial training", Eqs. 7 and 12 and Algorithm 1, also Chapter 5 of the PhD thesis of
-    Bui (2023), Monash University. The divergence is written ``KL(p(x') || p(x))`` there; that of
-    MART is taken.
+    Bui (2023), Monash University.
 
     Examples
     --------
@@ -244,27 +252,38 @@ class UDRMARTClassifier(MARTClassifier):
         *,
         beta: float = 5.0,
         form: str = "thesis",
+        kl_direction: str | None = None,
         **common: Unpack[DefenseParameters],
     ):
         super().__init__(module, beta=beta, **common)
         self.form = form
+        self.kl_direction = kl_direction
 
     def default_adversary(self):
         """Return an adversary with a soft ball and the start of MART."""
         return UDRAdversary(random_start="gaussian")
 
     def attack_objective(self):
-        """Return "kl", or "ce" for the original form."""
-        return "kl" if self.form == "thesis" else "ce"
+        """Return the divergence, or "ce" for the original form."""
+        if self.form == "original":
+            return "ce"
+        return "kl" if self._kl_direction == "clean_adv" else REVERSE_KL
+
+    @property
+    def _kl_direction(self):
+        if self.kl_direction is None:
+            return "adv_clean" if self.form == "thesis" else "clean_adv"
+        return self.kl_direction
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
         check_choice(self.form, "form", ("thesis", "original"))
+        check_choice(self._kl_direction, "kl_direction", _KL)
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return the boosted cross-entropy plus `beta` times the weighted divergence, (n,)."""
-        if self.form == "original":
+        if self.form == "original" and self._kl_direction == "clean_adv":
             return super().training_loss(x, x_adv, y)
         # Eq. 7
         return mart_loss(
@@ -272,7 +291,8 @@ class UDRMARTClassifier(MARTClassifier):
             self.logits(x_adv),
             y,
             self.beta,
-            boosted_on="clean",
+            boosted_on="clean" if self.form == "thesis" else "adversarial",
+            kl_direction=self._kl_direction,
             classification_loss=self.classification_loss,
         )
 

@@ -74,6 +74,7 @@ def mart_loss(
     beta: float = 6.0,
     *,
     boosted_on: str = "adversarial",
+    kl_direction: str = "clean_adv",
     classification_loss: Callable | None = None,
 ) -> Tensor:
     r"""MART loss: it asks for consistency most where the clean sample is hardly recognised.
@@ -91,6 +92,8 @@ def mart_loss(
     boosted_on : {"adversarial", "clean"}, default="adversarial"
         Samples on which the boosted cross-entropy is taken. The source has the attacked ones, [2]_
         (Eq. 7) the clean ones.
+    kl_direction : {"clean_adv", "adv_clean"}, default="clean_adv"
+        The divergence below, or :math:`\mathrm{KL}(p(x')\,\|\,p(x))` as [2]_ (Eq. 7) writes.
     classification_loss : callable, default=None
         ``f(logits, y)`` returning one value per sample, in the place of the cross-entropy. None
         means cross-entropy.
@@ -129,9 +132,12 @@ def mart_loss(
     """
     if boosted_on not in ("adversarial", "clean"):
         raise ValueError(f"boosted_on must be 'adversarial' or 'clean', got {boosted_on!r}.")
+    if kl_direction not in ("clean_adv", "adv_clean"):
+        raise ValueError(f"kl_direction must be 'clean_adv' or 'adv_clean', got {kl_direction!r}.")
     samples = logits_adv if boosted_on == "adversarial" else logits
     boosted = boosted_cross_entropy(samples, y, classification_loss=classification_loss)
     log_p = log_softmax(logits, dim=1).gather(1, y[:, None]).squeeze(1)
+    pair = (logits, logits_adv) if kl_direction == "clean_adv" else (logits_adv, logits)
     # 1 - p, without cancellation where p is close to one
     # Eq. 11 of [1], or Eq. 7 of [2] with the boosted cross-entropy of the clean samples
-    return boosted + beta * kl_divergence(logits, logits_adv) * -torch.expm1(log_p)
+    return boosted + beta * kl_divergence(*pair) * -torch.expm1(log_p)

@@ -77,12 +77,14 @@ class RandomCropFlip(BaseEstimator, nn.Module):
 class Cutout(BaseEstimator, nn.Module):
     """Set a square of each image to zero, at a random place.
 
-    The centre of the square is any pixel, so that part of the square may lie outside.
-
     Parameters
     ----------
     length : int, default=14
         Side of the square in pixels.
+    inside : bool, default=True
+        Whether all of the square lies in the image, as in the code of Rice et al., so that every
+        image loses as many pixels. Otherwise its centre is any pixel and part of it may lie
+        outside, as in the article of DeVries and Taylor.
 
     References
     ----------
@@ -98,9 +100,10 @@ class Cutout(BaseEstimator, nn.Module):
     True
     """
 
-    def __init__(self, length=14):
+    def __init__(self, length=14, inside=True):
         super().__init__()
         self.length = length
+        self.inside = inside
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the augmented batch.
@@ -116,8 +119,17 @@ class Cutout(BaseEstimator, nn.Module):
         n, _, height, width = _check_images(x, self)
         length = check_count(self.length, "length", least=0)
 
+        if self.inside and length > min(height, width):
+            raise ValueError(
+                f"The square of length={length} is to lie in images of {height} x {width}: give a "
+                "smaller length, or inside=False."
+            )
+
         def cut(size):
-            first = torch.randint(size, (n, 1), device=x.device) - length // 2
+            if self.inside:
+                first = torch.randint(size - length + 1, (n, 1), device=x.device)
+            else:
+                first = torch.randint(size, (n, 1), device=x.device) - length // 2
             place = torch.arange(size, device=x.device)
             return (first <= place) & (place < first + length)
 

@@ -1,6 +1,8 @@
 """The benchmarks run; what they measure is not asserted."""
 
+import argparse
 import csv
+import dataclasses
 import pathlib
 import runpy
 import sys
@@ -113,3 +115,29 @@ def test_plain_loops_stay_in_the_threat_model(monkeypatch):
     assert z.min() >= 0
     assert z.max() <= 1
     assert 0.05 < (z - x).abs().max() <= 0.1 + 1e-6
+
+
+def test_rows_of_the_tables_are_trained_as_their_sources_say(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import reproduce
+
+    args = argparse.Namespace(model=None, precision=None, device="cpu", seed=0, verbose=0)
+    found = {}
+    for name, table in reproduce.TABLES.items():
+        recipe = dataclasses.replace(reproduce.RECIPES[table.data, "short"])
+        found[name] = table.rows(recipe, args)
+        assert table.source.keys() <= found[name].keys()
+    start = {
+        row: found["hou-3.2"][row]._adversary().random_start
+        for row in ("Madry", "TRADES", "MART", "MAIL-AT", "SPAT", "AR")
+    }
+    assert start.pop("Madry") == "uniform"
+    assert start.pop("AR") == "none"
+    assert set(start.values()) == {"gaussian"}
+    for table, row in [("fat-1", "FAT"), ("fat-1", "FAT-TRADES b=6"), ("gairat-1", "GAIR-FAT")]:
+        clf = found[table][row]
+        # nothing stands in the way of the schedule
+        assert (clf.tau, clf.adversary.tau) == (None, 0)
+    betas = [found["bui-mnist"][row].beta for row in ("TRADES", "MART", "UDR-TRADES", "UDR-MART")]
+    assert betas == [1, 1, 1, 1]
+    assert found["bui-5.1"]["UDR-TRADES"]._adversary().random_start == "uniform"

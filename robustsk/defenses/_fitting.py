@@ -13,7 +13,14 @@ from sklearn.utils.validation import (
 )
 from torch.utils.data import Subset
 
-from .._containers import check_not_empty, dataset_labels, is_dataset, sample_of, to_array
+from .._containers import (
+    check_not_empty,
+    dataset_labels,
+    is_dataset,
+    read_sample,
+    to_array,
+    to_dense,
+)
 from .._validation import (
     check_labels,
     check_sample_shape,
@@ -26,7 +33,16 @@ from ..training._data import Samples
 from ..victims.engine import Engine
 
 
-class Preparation:
+class SparseInput:
+    """Says that sparse data are taken, which stands before scikit-learn's classes."""
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+
+class Preparation(SparseInput):
     """What a defence does with the data before it trains on them."""
 
     def _prepare(self, X, y, sample_weight, *, reset, classes=None):
@@ -36,14 +52,14 @@ class Preparation:
             check_not_empty(X)
             y = column_or_1d(check_labels(dataset_labels(X) if y is None else y))
             check_consistent_length(X, y)
-            shape = tuple(np.shape(sample_of(X[0])))
+            shape = read_sample(X, 0).shape
             if first_time:
                 self.n_features_in_ = shape[0] if shape else 1
         else:
             original = X
             X, y = validate_data(
                 self,
-                to_array(X),
+                to_dense(to_array(X)),
                 None if y is None else check_labels(y),
                 dtype="numeric",
                 allow_nd=True,
@@ -64,6 +80,7 @@ class Preparation:
             check_sample_shape(shape, self._sample_shape, self)
         encoded = self._encode(y)
         weight = self._weights(X, encoded, sample_weight)
+        kept = None
         if weight is not None and not weight.all():
             # a sample of weight zero must not take up a place in a batch either
             kept = np.flatnonzero(weight)
@@ -81,7 +98,9 @@ class Preparation:
         self._learn_range(X, first_time)
         if not is_dataset(X):
             warn_about_units(original, check_eps(adversary.eps, check_norm(adversary.norm), shape))
-        return Samples(X, encoded, weight)
+        samples = Samples(X, encoded, weight)
+        samples.rows = kept
+        return samples
 
     def _learn_classes(self, y, classes):
         known = self.classes if classes is None else classes
@@ -129,7 +148,15 @@ class Preparation:
                 index = encode_labels(list(spec), self.classes_inferred_, "class_weight")
                 given = dict(zip(index.tolist(), spec.values(), strict=True))
                 spec = {k: given.get(k, 1.0) for k in present.tolist()}
-            weight = weight * compute_class_weight(spec, classes=present, y=y)[position]
+            if isinstance(spec, str) and spec == "balanced":
+                # as in scikit-learn, where newer versions count weights and older ones samples
+                of_classes = np.bincount(position, weights=weight)
+                counted = of_classes > 0
+                of_classes[~counted] = np.inf
+                by_class = weight.sum() / (counted.sum() * of_classes)
+            else:
+                by_class = compute_class_weight(spec, classes=present, y=y)
+            weight = weight * by_class[position]
         if not weight.any():
             raise ValueError("All sample weights are zero: there is nothing to learn from.")
         return weight
@@ -143,7 +170,7 @@ class Preparation:
         if is_dataset(X):
             lows, highs = zip(
                 *(
-                    learn_bounds(np.asarray(sample_of(X[i]), float)[None], True)
+                    learn_bounds(np.asarray(read_sample(X, i), float)[None], True)
                     for i in range(len(X))
                 ),
                 strict=True,

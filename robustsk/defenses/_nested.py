@@ -56,7 +56,8 @@ class NestedParameters:
         """Return the adversary with all nested parameters applied, a copy."""
         if self.adversary is not None:
             check_attack(self.adversary, "adversary")
-        return self._nested("adversary")
+        adversary = self._nested("adversary")
+        return adversary._in_order(self) if hasattr(adversary, "_in_order") else adversary
 
     def _head(self):
         """Return the head with all nested parameters applied, or None."""
@@ -79,7 +80,8 @@ class NestedParameters:
     def _params_to_validate(self):
         """What has been given beyond the signature."""
         known = self._signature_names()
-        extra = (k for k in vars(self) if k not in known)
+        # other attributes are the user's own, as in any estimator
+        extra = (k for k in vars(self) if "__" in k and k not in known)
         return {k for k in extra if not k.startswith("_") and not k.endswith("_")}
 
     def _get_param_names(self):
@@ -172,14 +174,17 @@ class NestedParameters:
                 )
             known.set_params(**{parameter: value})  # raises if there is no such thing
             vars(self)[key] = value
-        acting = ("module", "criterion", "optimizer", "lr", "callbacks", "compile")
+        parts = (*self._modules, *self._criteria, *self._optimizers)  # of subclasses as well
+        acting = {"module", "criterion", "optimizer", "lr", "callbacks", "compile", *parts}
         if self.initialized_:
             rest = {k: params.pop(k) for k in list(params) if k.split("__")[0] in acting}
             with self._new_generator().in_use() if rest.keys() - {"lr"} else nullcontext():
                 super().set_params(**rest)
         valid = self._signature_names()
+        # scikit-learn's checks take "nested" for a parameter here as well
+        known = {*valid, *inspect.signature(type(self)).parameters}
         for key, value in params.items():
-            if key not in vars(self) and not self._is_nested(key):
+            if key not in known and not self._is_nested(key):
                 raise ValueError(
                     f"Invalid parameter {key!r} for estimator {type(self).__name__}. "
                     f"Valid parameters are: {sorted(valid)}."

@@ -61,6 +61,7 @@ class NestedDefenseParameters(TypedDict, total=False):
     adversary__omega: float
     adversary__kappa_mode: str
     adversary__criterion: float
+    adversary__min_steps: int
     # UDRAdversary, WRMAdversary
     adversary__soft_ball: str
     adversary__cost_norm: float
@@ -89,6 +90,7 @@ class NestedDefenseParameters(TypedDict, total=False):
     augmentation__flip: bool
     augmentation__mode: str
     augmentation__length: int
+    augmentation__inside: bool
     # the networks of the package
     module__hidden_sizes: Sequence[int]
     module__padding: int | str

@@ -6,21 +6,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import (
-    check_array,
-    validate_data,
-)
+from sklearn.metrics import accuracy_score
+from sklearn.utils.validation import check_array, validate_data
 from torch import nn
 
-from .._containers import check_not_empty, is_dataset, to_array
-from .._validation import (
-    check_sample_shape,
-)
+from .._containers import check_not_empty, dataset_labels, is_dataset, to_array, to_dense
+from .._validation import check_sample_shape
 from ..attacks import PGD, BaseAttack
 from ..metrics import score_adversarial
 from ..models import get_classifier
 from ..victims import Victim
+from ..victims._checks import no_answer
 from ..victims.engine import get_members
+from ._criteria import gives_probabilities
 
 
 class Prediction:
@@ -30,14 +28,27 @@ class Prediction:
         """Return the logits of `X` in float64, shape (n_samples, n_classes)."""
         self.check_is_fitted()
         if not is_dataset(X):
+            X = to_dense(to_array(X))
             X = (
-                validate_data(self, to_array(X), dtype="numeric", allow_nd=True, reset=False)
+                validate_data(self, X, dtype="numeric", allow_nd=True, reset=False)
                 if hasattr(self, "n_features_in_")
-                else check_array(to_array(X), allow_nd=True)
+                else check_array(X, allow_nd=True)
             )
             check_sample_shape(X.shape[1:], getattr(self, "_sample_shape", X.shape[1:]), self)
         check_not_empty(X)
-        return np.concatenate([b.double().numpy() for b in self.forward_iter(X, device="cpu")])
+        z = np.concatenate([b.double().numpy() for b in self.forward_iter(X, device="cpu")])
+        lost = np.isnan(z).any(axis=1)
+        if lost.any():
+            raise no_answer(type(self).__name__, lost.sum(), len(z))
+        return z
+
+    def _shifted(self, X):
+        """Return logarithms of the probabilities of `X`, but for a constant for each sample."""
+        z = self._outputs(X)
+        if gives_probabilities(self.criterion_, z):
+            with np.errstate(divide="ignore"):
+                return np.log(z)
+        return z - z.max(axis=1, keepdims=True)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return the predicted labels.
@@ -65,9 +76,44 @@ class Prediction:
         ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
-        z = self._outputs(X)
-        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p = np.exp(self._shifted(X))
         return p / p.sum(axis=1, keepdims=True)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Return the logarithm of the probability of each class.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...) or torch Dataset
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        z = self._shifted(X)
+        return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+    def score(
+        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> float:
+        """Return the accuracy.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...) or torch Dataset
+        y : array-like of shape (n_samples,)
+            True labels. May be omitted where `X` is a Dataset that yields them.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples.
+
+        Returns
+        -------
+        float
+        """
+        if y is None and is_dataset(X):
+            y = dataset_labels(X)
+        return accuracy_score(y, self.predict(X), sample_weight=sample_weight)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return the logits.

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from contextlib import nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import skorch
 import torch
 from sklearn.utils import check_random_state
 from skorch import NeuralNet
 from skorch.callbacks import Callback
+from skorch.exceptions import SkorchException
 from skorch.utils import to_device
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from .._containers import is_dataset
+from .._containers import dataset_labels, is_dataset, to_array, to_dense
 from .._generator import GeneratorState
 from .._interrupts import uninterrupted
 from .._shared import temporarily
+from .._validation import check_labels, check_sample_shape
 from ..training._data import Crafted, Samples, collate
 from ..training._weights import copy_of_state, put_state
 from ..victims import Victim
+from ..victims._outputs import two_logits
 from ..victims.engine import lay_out
-from ..victims.victim import two_logits
+from ._criteria import for_samples, losses_of, share_counted
+from ._networks import is_lookup_error, uncompiled
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,6 +63,8 @@ class TrainingLoop:
     use_caching = "auto"
     torch_load_kwargs = None
     _in_fit = False
+    #: What `train_split` is given besides the data.
+    _split_params = {}
     _shape_checked = False
     #: What is needed during training only.
     _of_a_session = (
@@ -125,7 +133,8 @@ class TrainingLoop:
             and "reduction" in inspect.signature(self.criterion).parameters
         ):
             params["reduction"] = "none"
-        self.criterion_ = self.initialized_instance(self.criterion, params)
+        made = self.initialized_instance(self.criterion, params)
+        self.criterion_ = for_samples(made, self._dtype())
         return self
 
     def _initialize_module(self, reason=None):
@@ -136,25 +145,104 @@ class TrainingLoop:
         with self._concrete_device():
             return super()._initialize_criterion(reason)
 
+    def initialize_callbacks(self):
+        """Prepare the callbacks; called by skorch.
+
+        Those that have nothing to say to the user are copied, so that parameters stay as they are.
+        """
+        given = self.callbacks
+        if given is None:
+            return super().initialize_callbacks()
+        own = [(c[0], _own(c[1])) if isinstance(c, tuple) else _own(c) for c in given]
+        with temporarily(self, callbacks=own):
+            return super().initialize_callbacks()
+
+    def fit_loop(self, X, y=None, epochs=None, **fit_params):
+        """Train; called by skorch."""
+        try:
+            return super().fit_loop(X, y, epochs, **fit_params)
+        except Exception as error:
+            if is_lookup_error(error):
+                raise TypeError(
+                    f"The module of {type(self).__name__} looks its input up in an embedding. That "
+                    "takes integers, and inputs are cast to floats, which alone can be attacked: "
+                    "embed the data first and pass what the embedding gives."
+                ) from error
+            if not self.train_split and "valid_" in str(error) and _is_about_history(error):
+                raise ValueError(
+                    f"A callback looks for what is measured on held-out data ({error}), and there "
+                    "are none: give a train_split, e.g. "
+                    "train_split=skorch.dataset.ValidSplit(5, stratified=True), or have the "
+                    "callback watch what there is, monitor='train_loss'."
+                ) from error
+            raise
+
     def check_data(self, X, y=None):
         """Do nothing: the data have been validated already."""
 
     def get_dataset(self, X, y=None):
         """Return `X` as a Dataset; called by skorch."""
-        base = X
-        while isinstance(base, Subset):
-            base = base.dataset
-        return X if isinstance(base, Samples) else Samples(X, y)
+        if _is_prepared(X):
+            return X
+        if y is None and is_dataset(X) and not self._in_fit:
+            y = dataset_labels(X)
+        return self._samples(X, y, is_encoded=self._in_fit)
+
+    def _samples(self, X, y=None, is_encoded=False):
+        """Return any data, which training has not prepared, as `Samples`."""
+        if _is_prepared(X):
+            return X
+        if not is_dataset(X):
+            X = np.asarray(to_dense(to_array(X)))
+        if y is not None:
+            y = np.asarray(check_labels(y))
+            y = y if is_encoded else self._encode(y)
+        return Samples(X, y)
+
+    def monitored(self, data):
+        """Return data as training has them, where they are as the user has them.
+
+        Parameters
+        ----------
+        data : torch Dataset, or tuple (X, y)
+
+        Returns
+        -------
+        torch Dataset
+            Its labels are class indices.
+        """
+        if _is_prepared(data):
+            return data
+        X, y = data if isinstance(data, (tuple, list)) else (data, None)
+        if type(X) is skorch.dataset.Dataset and not isinstance(X.X, (dict, list, tuple)):
+            X, y = X.X, X.y
+        samples = self._samples(X, dataset_labels(X) if y is None and is_dataset(X) else y)
+        check_sample_shape(samples.shape[1:], self._sample_shape, self)
+        return samples
 
     def get_split_datasets(self, X, y=None, **fit_params):
         """Return the data for training and validation; called by skorch."""
         with self._drawing():
-            return super().get_split_datasets(X, y, **fit_params)
+            train, valid = super().get_split_datasets(X, y, **fit_params, **self._split_params)
+        # a fixed set, as from skorch's predefined_split, comes as the user has it
+        return train, valid if valid is None else self.monitored(valid)
 
     def get_iterator(self, dataset, training=False):
         """Return the batches of a Dataset; called by skorch."""
+        if not training and not self._in_fit:
+            with temporarily(self, **self._in_order("iterator_valid")):
+                return self._iterator(dataset, training)
+        return self._iterator(dataset, training)
+
+    def _in_order(self, prefix):
+        """Return what has each sample come once and in its order."""
+        neutral = {"shuffle": False, "sampler": None, "batch_sampler": None, "drop_last": False}
+        given = self.get_params_for(prefix)
+        return {f"{prefix}__{key}": value for key, value in neutral.items() if key in given}
+
+    def _iterator(self, dataset, training):
         prefix = "iterator_train" if training else "iterator_valid"
-        params = self.get_params_for(prefix)
+        params = {k: v for k, v in self.get_params_for(prefix).items() if v is not None}
         added = {}
         if "collate_fn" not in params:
             added["collate_fn"] = collate
@@ -181,8 +269,10 @@ class TrainingLoop:
             return super().get_iterator(dataset, training=training)
 
     def _batches(self, dataset, training=False):
-        """Yield the batches of a Dataset without moving any generator."""
-        iterator = self.get_iterator(dataset, training=training)
+        """Yield the batches of a Dataset, in its order, without moving any generator."""
+        order = self._in_order("iterator_train" if training else "iterator_valid")
+        with temporarily(self, **order):
+            iterator = self.get_iterator(dataset, training=training)
         if getattr(iterator, "generator", None) is not None:
             return iterator
         return self._side_generator().draw(iterator)
@@ -195,7 +285,7 @@ class TrainingLoop:
 
     def forward_iter(self, X, training=False, device="cpu"):
         """Yield what the network returns for each batch; called by skorch."""
-        for batch in self._batches(self.get_dataset(X), training):
+        for batch in self._batches(self._samples(X), training):
             yield to_device(self.evaluation_step(batch, training=training), device=device)
 
     def notify(self, method_name, **kwargs):
@@ -262,6 +352,8 @@ class TrainingLoop:
         """Compute loss and gradients; skorch's own step, reporting the logits."""
         self._step_logits = None
         step = super().train_step_single(batch, **fit_params)
+        if self._step_logits is not None:
+            self._step_logits = self._step_logits.detach()
         step["y_pred"] = self._step_logits
         self._shape_checked = True
         return step
@@ -270,15 +362,38 @@ class TrainingLoop:
         """Return logits, or for a crafted training batch its losses; called by skorch."""
         if isinstance(x, Crafted):
             with temporarily(self, _batch_weight=x.weight):
-                return self.training_loss(x.x, x.adversarial, x.y)
+                self._step_logits = None
+                x.losses = losses = self.training_loss(x.x, x.adversarial, x.y)
+            is_own = type(self).get_loss is not TrainingLoop.get_loss
+            return losses if self._step_logits is None or not is_own else self._step_logits
         if isinstance(x, (tuple, list)):
             x = x[0]
-        return two_logits(self.module_(self._to_input(x)))
+        x = self._to_input(x)
+        return two_logits(self.module_(x), len(x))
 
     def get_loss(self, y_pred, y_true, X=None, training=False):
-        """Return the weighted mean of the losses; called by skorch."""
+        """Return the weighted mean of the losses; called by skorch.
+
+        Parameters
+        ----------
+        y_pred : torch.Tensor of shape (n, n_classes)
+            Logits, for who overrides this: in training those that the defence asked for first.
+            What it returns itself is made from the losses of the defence.
+        y_true : torch.Tensor of shape (n,)
+            Class indices.
+        X : object, optional
+            The batch. After training and without it, there is a value for each sample.
+        training : bool, default=False
+
+        Returns
+        -------
+        torch.Tensor
+        """
         if not isinstance(X, Crafted):
-            return self.criterion_(y_pred, y_true.to(y_pred.device)).mean()
+            losses = self._losses(y_pred, y_true.to(y_pred.device))
+            return losses if X is None and not self._in_fit else losses.mean()
+        if X.losses is not None:
+            y_pred = X.losses
         if y_pred.ndim == 0:
             if X.weight is not None:
                 raise ValueError(
@@ -295,6 +410,12 @@ class TrainingLoop:
         if self._candidate is not None:  # a finite loss has proved these weights good
             self._last_good, self._candidate = self._candidate, None
         return loss
+
+    def _losses(self, logits, y):
+        """Return the value of the criterion per sample, such that torch's mean is their mean."""
+        losses = losses_of(self.criterion_, logits, y)
+        share = share_counted(self.criterion_, y, self._batch_weight)
+        return losses if share is None else losses / share.to(losses)
 
     def _give_up(self, value):
         """Stop a diverged training, leaving the last good weights."""
@@ -340,11 +461,18 @@ class TrainingLoop:
         """Bring a batch to the device, precision and shape of the network."""
         tensor = next(self.module_.parameters(), None)
         device = self._device() if tensor is None else tensor.device
-        dtype = torch.float32 if tensor is None else tensor.dtype
-        x = torch.as_tensor(x).to(device=device, dtype=dtype if dtype.is_floating_point else None)
+        dtype = self._dtype()
+        if dtype is None and tensor is None:
+            dtype = torch.float32
+        x = torch.as_tensor(x).to(device=device, dtype=dtype)
         if hasattr(self, "input_shape_"):
             x = x.reshape(len(x), *self.input_shape_)
         return x
+
+    def _dtype(self):
+        """Return the precision of the network, that of its first floats; None if it has none."""
+        floats = (p.dtype for p in self.module_.parameters() if p.dtype.is_floating_point)
+        return next(floats, None)
 
     # --- device, files -----------------------------------------------------------------
 
@@ -355,9 +483,16 @@ class TrainingLoop:
         """Let skorch see a device that torch understands."""
         return temporarily(self, device=self._device())
 
+    def save_params(self, *args, **kwargs):
+        """Save weights and history, under the names that they have uncompiled; see skorch."""
+        with temporarily(self, **uncompiled(vars(self))):
+            return super().save_params(*args, **kwargs)
+
     def load_params(self, *args, **kwargs):
         """Load what `save_params` has saved; see skorch."""
-        with self._concrete_device():
+        if kwargs.get("checkpoint") is not None and not self.initialized_:
+            self.initialize()
+        with self._concrete_device(), temporarily(self, **uncompiled(vars(self))):
             return super().load_params(*args, **kwargs)
 
     def __getstate__(self):
@@ -374,6 +509,21 @@ class TrainingLoop:
         super().__setstate__(state)
         if device == "auto":
             vars(self)["device"] = device
+
+
+def _own(callback):
+    return copy.copy(callback) if getattr(callback, "is_copied", False) else callback
+
+
+def _is_about_history(error):
+    return isinstance(error, (KeyError, SkorchException))
+
+
+def _is_prepared(dataset):
+    """Return whether data are `Samples`, or a part of them."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return isinstance(dataset, Samples)
 
 
 @cache
@@ -406,7 +556,7 @@ def _is_the_same_in_training(module, x):
         if replica is module:
             return False
         with torch.random.fork_rng(devices=devices), torch.no_grad():
-            first, second = (two_logits(replica.train(mode)(x)) for mode in (False, True))
+            first, second = (two_logits(replica.train(mode)(x), len(x)) for mode in (False, True))
     return torch.equal(first, second)
 
 

@@ -7,31 +7,31 @@ maximisation ascends (`attack_objective`) and what it minimises
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
-from operator import is_
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
+from sklearn.utils import _safe_indexing, check_random_state
 from skorch import NeuralNet, NeuralNetClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 
 from .._generator import GeneratorState
 from .._interrupts import uninterrupted
-from .._shared import SharedParameters
+from .._shared import SharedParameters, temporarily
+from .._validation import check_count
 from ..attacks import PGD, BaseAttack
-from ..attacks.objectives import resolve_objective
 from ..models import forward_with_features, make_module
-from ..victims.victim import two_logits
+from ..victims._outputs import two_logits
+from ._crafting import Crafting
 from ._fitting import Preparation
+from ._interruption import Interruption
 from ._nested import NestedParameters
+from ._networks import copy_of, materialised, needs_no_facts
 from ._prediction import Prediction
 from ._skorch import TrainingLoop, resolve_device
 
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 class BaseDefense(
     Preparation,
+    Crafting,
+    Interruption,
     TrainingLoop,
     Prediction,
     NestedParameters,
@@ -144,6 +146,9 @@ class BaseDefense(
         The adversary used in training.
     history_ : skorch.history.History
         What was recorded in training, one entry per epoch.
+    interrupted_ : dict or None
+        Where Ctrl-C has cut the last training: the number of the "epoch", from 1, and of the
+        last "batch" that was trained on in it. None if nothing has.
     clip_bounds_ : tuple of (ndarray, ndarray) or None
         Smallest and largest value in the training data.
     n_features_in_ : int
@@ -256,15 +261,21 @@ class BaseDefense(
     def make_network(self, spec, **facts):
         """Return a new network of the kind `spec`: a name, class, instance or None."""
         params = self.get_params_for("module")
+        known = facts["input_shape"] is not None and facts["n_classes"] is not None
         if isinstance(spec, nn.Module) and not params:
-            module = copy.deepcopy(spec)
-        elif facts["input_shape"] is None or facts["n_classes"] is None:
-            raise ValueError(
-                f"{type(self).__name__} cannot build its network before it has seen data: call "
-                "fit, or give it input_shape=(...) and classes=[...]."
-            )
-        else:
+            module = copy_of(spec)
+        elif known:
             module = make_module(spec, params=params, **facts)
+        else:
+            maker = type(spec) if isinstance(spec, nn.Module) else spec
+            if not needs_no_facts(maker, params):
+                raise ValueError(
+                    f"{type(self).__name__} cannot build its network before it has seen data: call "
+                    "fit, or give it input_shape=(...) and classes=[...]."
+                )
+            module = maker(**params)
+        if facts["input_shape"] is not None:
+            module = materialised(module, facts["input_shape"])
         head = self._head()
         return module if head is None else head.attach(module)
 
@@ -286,142 +297,6 @@ class BaseDefense(
 
     # --- tools for defences ------------------------------------------------------------
 
-    @overload
-    def perturb(
-        self,
-        module: nn.Module,
-        x: torch.Tensor,
-        y: torch.Tensor | None,
-        *,
-        objective: str | Callable | None = None,
-        adversary: BaseAttack | None = None,
-        return_info: Literal[False] = False,
-    ) -> torch.Tensor: ...
-
-    @overload
-    def perturb(
-        self,
-        module: nn.Module,
-        x: torch.Tensor,
-        y: torch.Tensor | None,
-        *,
-        objective: str | Callable | None = None,
-        adversary: BaseAttack | None = None,
-        return_info: Literal[True],
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
-
-    def perturb(self, module, x, y, *, objective=None, adversary=None, return_info=False):
-        """Attack a network in the course of training.
-
-        Parameters
-        ----------
-        module : torch.nn.Module
-            `module_` or a part of it.
-        x : torch.Tensor of shape (n, ...)
-        y : torch.Tensor of shape (n,)
-        objective : str, callable or Objective, optional
-            None means that of this defence.
-        adversary : attack, optional
-            None means that of this defence.
-        return_info : bool, default=False
-            Whether to return also what the adversary reports about each sample.
-
-        Returns
-        -------
-        x_adv : torch.Tensor of the shape of `x`
-            Detached.
-        info : dict of str to torch.Tensor of shape (n, ...)
-            Only with `return_info`.
-        """
-        adversary = self.adversary_ if adversary is None else adversary
-        victim = self._victim_in_training(module)
-        rows = self._rows(x)
-        if not self._shape_checked:
-            with victim.frozen() as seen, torch.no_grad():
-                self._check_logits(seen(rows), x)
-        objective = self.attack_objective() if objective is None else objective
-        clean = None
-        if (
-            module is self.module_
-            and resolve_objective(objective).needs_clean
-            and self._may_share_clean(x)
-        ):
-            clean = self.logits(x)
-            self._clean = x, clean
-        settled = victim
-        if not adversary._has_own_perturb:
-            settled = self._prepared(adversary, victim, tuple(rows.shape[1:]))
-        x_adv, info = adversary.perturb(
-            settled,
-            rows,
-            y,
-            objective,
-            bounds=victim.bounds,
-            seed=int(self._rng.randint(np.iinfo(np.int32).max)),
-            clean_logits=None if clean is None else clean.detach(),
-            return_info=True,
-        )
-        if adversary is self.adversary_ and hasattr(adversary, "observe"):
-            with uninterrupted():
-                adversary.observe(rows, x_adv, self.batch_weight)
-        x_adv = x_adv.reshape(x.shape)
-        return (x_adv, info) if return_info else x_adv
-
-    def _victim_in_training(self, module):
-        # one for the whole training: it has found out how to make the network fast
-        known = {} if self._victims is None else self._victims
-        if module not in known:
-            known[module] = self._victim(module, self.classes_inferred_)
-            known[module].is_ours = True
-        return known[module]
-
-    def _prepared(self, adversary, victim, sample_shape):
-        """Return what is settled before an adversary starts, until its parameters change."""
-        said = [victim, *_said_by(adversary)]
-        before, copies, prepared = self._run or ([], [], None)
-        if (
-            len(before) != len(said)
-            or not all(map(is_, before, said))
-            or not all(np.array_equal(own, said[i]) for i, own in copies)
-        ):
-            prepared = adversary.prepare(victim, sample_shape, bounds=victim.bounds)
-            # arrays and lists may change in place
-            copies = [
-                (i, np.array(v)) for i, v in enumerate(said) if isinstance(v, (np.ndarray, list))
-            ]
-            self._run = said, copies, prepared
-        return prepared
-
-    def _rows(self, x):
-        """Return a batch in the shape of the user's data, to which eps, mask and clip belong."""
-        return x.reshape(len(x), *getattr(self, "_sample_shape", self.input_shape_))
-
-    def like_adversary(self, kind, **settings):
-        """Return another attack with the settings of the adversary, above all its threat model.
-
-        Parameters
-        ----------
-        kind : class
-            An attack.
-        **settings
-            Parameters that it does not take over.
-
-        Returns
-        -------
-        attack
-            An instance of `kind`.
-        """
-        shared, names = (inspect.signature(c).parameters for c in (BaseAttack, kind))
-        taken = {
-            name: value
-            for name, value in self.adversary_._resolved().get_params(deep=False).items()
-            # what is not said, of what only some attacks have, is for the new one to choose
-            if name in names and (value is not None or name in shared)
-        }
-        for name in ("estimator", "random_state", "verbose"):
-            taken.pop(name, None)
-        return kind(**{**taken, **settings})
-
     def logits(self, x, module=None):
         """Return the logits of a batch, shape (n, n_classes)."""
         if module is None and self._clean is not None and self._clean[0] is x:
@@ -429,12 +304,12 @@ class BaseDefense(
             (_, logits), self._clean = self._clean, None
         else:
             with self.arithmetic(x):
-                logits = two_logits((self.module_ if module is None else module)(x))
+                logits = two_logits((self.module_ if module is None else module)(x), len(x))
             logits = logits.to(x.dtype)
         if not self._shape_checked:
             self._check_logits(logits, x)
         if self._step_logits is None:
-            self._step_logits = logits.detach()
+            self._step_logits = logits
         return logits
 
     def logits_and_features(self, x, layer=None):
@@ -466,7 +341,7 @@ class BaseDefense(
         """Return the value of `criterion` per sample, with the margin of the head; shape (n,)."""
         if self.head_ is not None:
             logits = self.head_.penalise(logits, y)
-        return self.criterion_(logits, y)
+        return self._losses(logits, y)
 
     @property
     def batch_weight(self):
@@ -491,11 +366,17 @@ class BaseDefense(
     # --- fitting -----------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+        self,
+        X: Any,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        **fit_params: Any,
     ) -> Self:
         """Train the network.
 
-        An interrupt (Ctrl-C) ends the training and leaves a usable model.
+        An interrupt (Ctrl-C) ends the training and leaves a usable model: a warning and
+        `interrupted_` say where. If this is the training of one of several models, as in a
+        search, all end with KeyboardInterrupt.
 
         Parameters
         ----------
@@ -507,6 +388,8 @@ class BaseDefense(
             yields them.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss.
+        **fit_params
+            What `train_split` is given besides the data, e.g. ``groups``.
 
         Returns
         -------
@@ -523,7 +406,7 @@ class BaseDefense(
         """
         fresh = not (self.warm_start and self.initialized_)
         samples = self._prepare(X, y, sample_weight, reset=fresh)
-        return self._train(samples, fresh)
+        return self._train_on(samples, fresh, fit_params)
 
     def partial_fit(
         self,
@@ -531,8 +414,10 @@ class BaseDefense(
         y: ArrayLike | None = None,
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        epochs: int | None = None,
+        **fit_params: Any,
     ) -> Self:
-        """Train for another `max_epochs` epochs, from where training stopped.
+        """Train for more epochs, from where training stopped.
 
         Parameters
         ----------
@@ -542,6 +427,10 @@ class BaseDefense(
             All labels there are; needed in the first call if `y` lacks some.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss.
+        epochs : int, default=None
+            How many. None means `max_epochs`.
+        **fit_params
+            As in `fit`.
 
         Returns
         -------
@@ -549,7 +438,24 @@ class BaseDefense(
         """
         fresh = not self.initialized_
         samples = self._prepare(X, y, sample_weight, reset=fresh, classes=classes)
-        return self._train(samples, fresh)
+        return self._train_on(samples, fresh, fit_params, epochs)
+
+    def _train_on(self, samples, fresh, fit_params, epochs=None):
+        if fit_params and not self.train_split:
+            raise TypeError(
+                f"fit got {sorted(fit_params)}, which is passed on to train_split, and there is "
+                "none: give one, e.g. train_split=skorch.dataset.ValidSplit(5), or leave it out."
+            )
+        if samples.rows is not None:
+            fit_params = {k: _safe_indexing(v, samples.rows) for k, v in fit_params.items()}
+        options = {"_split_params": fit_params}
+        if epochs is not None:
+            options["max_epochs"] = check_count(epochs, "epochs", least=0)
+        self.interrupted_ = None
+        with temporarily(self, **options):
+            self._train(samples, fresh)
+        self._tell_interrupt()
+        return self
 
     def _train(self, samples, fresh):
         with self._session(fresh) as interruptible, interruptible():
@@ -601,11 +507,3 @@ class BaseDefense(
 
     def __repr__(self, *args, **kwargs):
         return BaseEstimator.__repr__(self, *args, **kwargs)
-
-
-def _said_by(attack):
-    """Yield everything that an attack and the attacks in it have as attributes."""
-    for value in vars(attack).values():
-        yield value
-        if isinstance(value, BaseAttack):
-            yield from _said_by(value)

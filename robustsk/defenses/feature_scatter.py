@@ -112,7 +112,7 @@ class FeatureScatterClassifier(BaseDefense):
         if self.head_ is not None:
             logits = self.head_.penalise(logits, y)
         labels = smooth_labels(y, logits.shape[1], self.label_smoothing)
-        return self.criterion_(logits, labels.to(logits))
+        return self._losses(logits, labels.to(logits))
 
 
 def smooth_labels(y, n_classes, share=None):

@@ -268,9 +268,9 @@ class AdversarialFineTuneClassifier(BaseDefense):
             standard = self._standard_classifier()
             standard.fit(samples.X, samples.y, samples.weight)
             put_state(self.module_, standard.module_.state_dict())
-            self.standard_history_ = history = standard.history_
-            # callbacks may end a training between epochs, a user does it in the midst of one
-            finished = not history or "train_batch_count" in history[-1]
+            self.standard_history_ = standard.history_
+            self.interrupted_ = standard.interrupted_
+            finished = self.interrupted_ is None
         self.standard_state_ = copy_of_state(self.module_, "cpu")
         if self.constraint == "dual" and finished:
             self.standard_loss_ = self._clean_loss(samples)
@@ -299,7 +299,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
         for features, y in own.draw(self.get_iterator(samples, training=False)):
             with own.in_use() as interruptible, interruptible(), torch.no_grad():
                 logits = self.infer(features)
-                total += self.criterion_(logits, y.to(logits.device)).double().sum()
+                total += self._losses(logits, y.to(logits.device)).double().sum()
                 count += len(y)
         return float(total) / count
 

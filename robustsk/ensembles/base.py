@@ -180,7 +180,7 @@ class BaseEnsemble(BaseDefense):
         """
         if self.head_ is not None:
             member_logits = [self.head_.penalise(z, y) for z in member_logits]
-        return self.criterion_(ensemble_logits(member_logits), y)
+        return self._losses(ensemble_logits(member_logits), y)
 
     def member_losses(self, member_logits: list[Tensor], y: Tensor) -> Tensor:
         """Return the sum of the members' classification losses.
@@ -271,10 +271,9 @@ class BaseEnsemble(BaseDefense):
         if not parts:
             raise ValueError("estimators is empty: there is nothing to join.")
         victims = [as_victim(part) for part in parts]
-        labels = np.unique(victims[0].classes)
-        orders = [
-            column_order(v.classes, labels, f"estimators[{i}]") for i, v in enumerate(victims)
-        ]
+        known = [columns_of(*pair) for pair in zip(parts, victims, strict=True)]
+        labels = np.unique(known[0])
+        orders = [column_order(own, labels, f"estimators[{i}]") for i, own in enumerate(known)]
         shape = _common(parts, "_sample_shape", "samples of shape")
         ours = [isinstance(part, BaseDefense) for part in parts]
         seen = {getattr(p, "input_shape_", None) for p, own in zip(parts, ours, strict=True) if own}
@@ -331,6 +330,12 @@ def another_start(spec):
         if hasattr(part, "reset_parameters"):
             part.reset_parameters()
     return spec
+
+
+def columns_of(model, victim):
+    """Return the labels of the columns of a model, which nets of skorch do not predict by."""
+    classes = getattr(model, "classes_", None)
+    return victim.classes if classes is None else np.asarray(classes)
 
 
 def column_order(classes, labels, name):

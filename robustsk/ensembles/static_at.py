@@ -16,7 +16,7 @@ from ..defenses.base import BaseDefense
 from ..defenses.standard import standard_version
 from ..victims.ensemble import Member
 from ..victims.resolve import as_victim
-from .base import another_start, column_order, tell_facts
+from .base import another_start, column_order, columns_of, tell_facts
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -114,10 +114,10 @@ class StaticEnsembleATClassifier(BaseDefense):
     def _network(self, source, i):
         """Return a static model as a network in the place of our own."""
         victim = as_victim(source, attack=type(self).__name__)
-        if victim.classes is None:
-            order = None
-        else:
-            order = column_order(victim.classes, self.classes_inferred_, f"sources[{i}]")
+        known = columns_of(source, victim)
+        order = None
+        if known is not None:
+            order = column_order(known, self.classes_inferred_, f"sources[{i}]")
         tensor = next(self.module_.parameters(), None)
         victim = victim.to(None if tensor is None else tensor.device)
         return RawInput(Member(victim.module, victim.dtype, order), self._sample_shape)
@@ -164,8 +164,8 @@ class StaticEnsembleATClassifier(BaseDefense):
             )
             tell_facts(self, source)
             self.sources_.append(source)
-            # callbacks may end a training between epochs, a user does it in the midst of one
-            if source.history_ and "train_batch_count" not in source.history_[-1]:
+            self.interrupted_ = source.interrupted_
+            if self.interrupted_ is not None:
                 return False
         return True
 

@@ -43,6 +43,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
 }
 
+#: Least height and width that two poolings leave something of.
+_LEAST_WIDTH = 4
+
 _CLASS_COUNT_NAMES = ("n_classes", "num_classes", "n_outputs", "out_features", "output_dim")
 _FEATURE_COUNT_NAMES = ("n_features", "in_features", "n_features_in", "input_dim", "num_features")
 _CHANNEL_COUNT_NAMES = ("in_channels", "n_channels", "in_chans")
@@ -113,7 +116,8 @@ def make_module(
         What to build:
 
         - None: :class:`SmallCNN` for images, that is for an ``input_shape`` (h, w) or (c, h, w),
-          and :class:`MLP` for everything else.
+          and :class:`MLP` for everything else, such as tables and series of a few channels,
+          (time, channels).
         - str: the network of this name, see :func:`list_models`.
         - a module: a deep copy of it, so that the given one is never trained. With ``params``, a
           new module of its class instead, with new weights.
@@ -169,10 +173,8 @@ def make_module(
     params = dict(params or {})
     if spec is None or isinstance(spec, str):
         _check_channels_first(input_shape)
-        if spec is None:
-            spec = SmallCNN if len(input_shape) in (2, 3) else MLP
-        else:
-            spec = get_model(spec)
+        default = SmallCNN if _is_image(input_shape) else MLP
+        spec = default if spec is None else get_model(spec)
     elif isinstance(spec, nn.Module):
         if not params:
             return copy.deepcopy(spec)
@@ -186,6 +188,13 @@ def make_module(
     if not isinstance(module, nn.Module):
         raise TypeError(f"{spec!r} must return a torch.nn.Module, but returned {module!r}.")
     return module
+
+
+def _is_image(input_shape: tuple[int, ...]) -> bool:
+    """Tell images from tables, and from series of a few channels, (time, channels)."""
+    if len(input_shape) == 2:
+        return min(input_shape) >= _LEAST_WIDTH
+    return len(input_shape) == 3
 
 
 def _facts_asked_for(

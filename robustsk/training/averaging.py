@@ -64,6 +64,8 @@ class WeightAveraging(Callback):
     True
     """
 
+    is_copied = True
+
     def __init__(self, kind="ema", decay=0.995, start=None, batch_norm="copy"):
         self.kind = kind
         self.decay = decay

@@ -29,6 +29,10 @@ class AdversarialScoring(EpochScoring):
     on_train : bool, default=False
         Whether to score the training data instead of those that
         `train_split` has set aside.
+    data : tuple (X, y) or torch Dataset, default=None
+        Other data to score, with labels as in `fit`. The record is then called
+        "test_robust_acc" unless `name` is given. Several such callbacks watch
+        several sets.
 
     References
     ----------
@@ -50,9 +54,11 @@ class AdversarialScoring(EpochScoring):
     2
     """
 
-    def __init__(self, attack, name=None, on_train=False):
+    def __init__(self, attack, name=None, on_train=False, data=None):
         self.attack = attack
-        name = name or ("train_robust_acc" if on_train else "valid_robust_acc")
+        self.data = data
+        part = "test" if data is not None else "train" if on_train else "valid"
+        name = name or f"{part}_robust_acc"
         super().__init__(
             make_adversarial_scorer(attack),
             lower_is_better=False,
@@ -60,6 +66,12 @@ class AdversarialScoring(EpochScoring):
             name=name,
             use_caching=False,  # the cache holds predictions on clean data
         )
+
+    def on_epoch_end(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Score the network; called by skorch."""
+        if self.data is not None:
+            dataset_train = dataset_valid = net.monitored(self.data)
+        super().on_epoch_end(net, dataset_train, dataset_valid, **kwargs)
 
     def get_test_data(self, dataset_train, dataset_valid, use_caching):
         """Return the data to score; called by skorch, which does not know Datasets in Samples."""
@@ -74,7 +86,7 @@ class AdversarialScoring(EpochScoring):
 
     def _get_param_names(self):
         # skorch would read them off the attributes, those of EpochScoring included
-        return ["attack", "name", "on_train"]
+        return ["attack", "name", "on_train", "data"]
 
 
 class EpsSchedule(Callback):

@@ -1,10 +1,13 @@
 """Feature scattering, dynamic and curriculum adversarial training."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.datasets import make_blobs
+from skorch.callbacks import Callback
 from torch import nn
 
 from robustsk import (
@@ -12,6 +15,7 @@ from robustsk import (
     PGD,
     CurriculumATClassifier,
     DynamicATClassifier,
+    DynamicPGD,
     FeatureScatter,
     FeatureScatterClassifier,
     PGDATClassifier,
@@ -130,6 +134,20 @@ def test_criterion_falls_linearly(data):
     assert clf._criterion_of_epoch == pytest.approx(0.5 * (1 - 50 / 100))
 
 
+def test_the_first_step_comes_before_the_criterion():
+    rng = np.random.default_rng(0)
+    x, y = torch.as_tensor(rng.normal(size=(40, 4)), dtype=torch.float32), torch.arange(40) % 3
+    clf = DynamicATClassifier(
+        c_max=1e6, input_shape=(4,), classes=[0, 1, 2],
+        **settings(adversary=PGD(eps=0.5, step_size=0.1, random_start="none", clip=None)),
+    ).initialize()  # fmt: skip
+    moved = (clf.craft(x, y) - x).abs()
+    assert_allclose(moved, 0.1, atol=1e-6)  # everything has converged, after one step
+    clf.set_params(adversary=DynamicPGD(eps=0.5, step_size=0.1, random_start="none", min_steps=3))
+    clf.initialize()
+    assert_allclose((clf.craft(x, y) - x).abs().amax(1), 0.3, atol=1e-6)
+
+
 def test_examples_have_converged_as_far_as_asked(data):
     seen = []
 
@@ -170,7 +188,8 @@ def test_bad_schedule(data, params, message):
 
 
 def test_without_strength_it_is_natural_training(data):
-    clf = CurriculumATClassifier(patience=100, **settings()).fit(*data)
+    with pytest.warns(UserWarning, match="natural training"):
+        clf = CurriculumATClassifier(patience=100, **settings()).fit(*data)
     assert clf.strength_ == 0
     assert_array_equal(weights(clf), weights(StandardClassifier(**settings()).fit(*data)))
     # the accuracy is that of training, before each step
@@ -195,7 +214,60 @@ def test_strength_grows_when_progress_stalls(data):
     # goes on from there, and a new fit does not
     clf.set_params(max_epochs=1).partial_fit(*data)
     assert clf.history[-1]["strength"] == 3
-    assert clf.fit(*data).history[0]["strength"] == 0
+    with pytest.warns(UserWarning, match="natural training"):
+        assert clf.fit(*data).history[0]["strength"] == 0
+
+
+class Weights(Callback):
+    """Keep the weights with which each epoch begins and ends."""
+
+    def __init__(self):
+        self.begin, self.end = [], []
+
+    def on_batch_begin(self, net, batch=None, training=False, **kwargs):
+        if len(self.begin) < len(net.history):
+            self.begin.append(weights(net))
+
+    def on_batch_end(self, net, batch=None, training=False, **kwargs):
+        del self.end[len(net.history) - 1 :]
+        self.end.append(weights(net))
+
+
+def test_the_next_strength_begins_with_the_best_weights(data):
+    watch = Weights()
+    clf = CurriculumATClassifier(
+        patience=2, max_strength=3, **settings(max_epochs=25, lr=0.1, callbacks=[watch])
+    ).fit(*data)
+    strength, accuracy = (np.array(clf.history[:, n]) for n in ("strength", "strength_acc"))
+    went_back = 0
+    for epoch in np.flatnonzero(np.diff(strength)) + 1:
+        under = np.flatnonzero(strength == strength[epoch] - 1)
+        best = under[accuracy[under].argmax()]
+        assert_array_equal(watch.begin[epoch], watch.end[best])
+        went_back += not np.array_equal(watch.end[best], watch.end[epoch - 1])
+    assert went_back >= 2
+    # within a strength training just goes on
+    for epoch in np.flatnonzero(np.diff(strength) == 0) + 1:
+        assert_array_equal(watch.begin[epoch], watch.end[epoch - 1])
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_strength", "expected"),
+    [(20, 7, 1), (24, 7, 2), (88, 7, 10), (87, 7, 9), (1000, 7, 10), (1, 7, 1), (20, 1, 9)],
+)
+def test_patience_of_short_trainings(max_epochs, max_strength, expected):
+    clf = CurriculumATClassifier(max_epochs=max_epochs, max_strength=max_strength)
+    assert clf._patience == expected
+    assert clf.set_params(patience=4)._patience == 4
+
+
+def test_a_training_without_any_attack_says_so(data):
+    with pytest.warns(UserWarning, match=r"still 0 of 7 .* epoch 2.*natural training"):
+        CurriculumATClassifier(patience=10, **settings(max_epochs=2)).fit(*data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = CurriculumATClassifier(**settings(max_epochs=20)).fit(*data)
+    assert clf.strength_ > 0
 
 
 def test_strength_is_loaded_with_the_history(data, tmp_path):
@@ -212,9 +284,9 @@ def test_strength_is_loaded_with_the_history(data, tmp_path):
 def test_strength_waits_for_accuracy(data):
     X, y = data
     random = np.random.default_rng(0).permutation(y)
-    clf = CurriculumATClassifier(patience=1, min_accuracy=0.99, **settings(max_epochs=6)).fit(
-        X, random
-    )
+    clf = CurriculumATClassifier(patience=1, min_accuracy=0.99, **settings(max_epochs=6))
+    with pytest.warns(UserWarning, match="natural training"):
+        clf.fit(X, random)
     assert clf.strength_ == 0
 
 

@@ -209,7 +209,8 @@ def test_without_weight_on_robustness_it_is_natural_training(table):
 def test_without_a_comparison_it_is_adversarial_training(table, start):
     adversary = PGD(eps=0.3, n_steps=3, random_start=start)
     plain = fit(PGDATClassifier, table, adversary=adversary)
-    assert same_weights(fit(AR, table, lam=0, adversary=adversary), plain)
+    own = {"adversary": adversary, "adversary__random_start": adversary.random_start}
+    assert same_weights(fit(AR, table, lam=0, **own), plain)
     assert same_weights(fit(ALPClassifier, table, lam=0, ce_on="adv", adversary=adversary), plain)
 
 

@@ -114,6 +114,18 @@ def test_augmentation(cls, make, data):
 # --- the ablations as grids ----------------------------------------------------------
 
 
+def test_components_are_those_of_the_tables():
+    """Tables 3.7 and 3.8: L_nce^sp + L_rob^sp and so on down to TRADES."""
+    assert [tuple(v[0] for v in part.values()) for part in spat_component_grid()] == [
+        ("cosine", True, "self_paced"),
+        ("cosine", False, "self_paced"),
+        ("cosine", True, "kl"),
+        ("cosine", False, "kl"),
+        ("linear", True, "self_paced"),
+        ("linear", False, "kl"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("clf", "grid", "n"),
     [

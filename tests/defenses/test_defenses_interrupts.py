@@ -28,6 +28,8 @@ from robustsk._interrupts import uninterrupted
 from robustsk.training import AWP, WeightAveraging
 from robustsk.training._weights import copy_of_state, put
 
+pytestmark = pytest.mark.filterwarnings("ignore:The training of .* was interrupted:UserWarning")
+
 
 @pytest.fixture(autouse=True)
 def python_handles_interrupts():

@@ -10,6 +10,7 @@ from torch import nn
 from robustsk import (
     PGD,
     EnsembleCCE,
+    FriendlyPGD,
     PGDATClassifier,
     SPATClassifier,
     StandardClassifier,
@@ -290,7 +291,10 @@ def test_weighted_mean(cls, batch):
     weight = np.linspace(0.5, 3, N)
     common = {
         "optimizer": torch.optim.SGD, "lr": 0.1, "max_epochs": 1, "batch_size": -1,
-        "adversary": PGD(eps=0.3, n_steps=2, random_start="none", clip=None),
+        # PGD in a form that all take; without the noise that one adds where none is given
+        "adversary": FriendlyPGD(
+            eps=0.3, n_steps=2, tau=2, omega=1e-30, random_start="none", clip=None
+        ),
         "iterator_train__shuffle": False,
     }  # fmt: skip
     start = ready(cls, **common)

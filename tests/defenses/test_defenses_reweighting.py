@@ -136,12 +136,14 @@ def test_short_schedules_begin_at_the_beginning(max_epochs):
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
-        ({}, [0, 0, 0, 1, 1, 2]),  # from 2.5 and 4.5 of 6
+        ({}, None),  # the schedule of the source
         ({"tau": 2}, [2] * 6),
         ({"tau": [(0, 0), (1, 3), (5, 1)]}, [0, 3, 3, 3, 3, 1]),
         ({"adversary__tau": 3}, [3] * 6),
         ({"adversary": FriendlyPGD(eps=0.3, n_steps=3, tau=1)}, [1] * 6),
-        ({"adversary": FriendlyPGD(eps=0.3, n_steps=3)}, [0] * 6),
+        ({"adversary": FriendlyPGD(eps=0.3, n_steps=3)}, None),
+        ({"adversary": FriendlyPGD(eps=0.3, n_steps=3), "adversary__tau": 0}, [0] * 6),
+        ({"adversary": FriendlyPGD(eps=0.3, n_steps=3), "tau": 0}, [0] * 6),
         ({"adversary": FriendlyPGD(eps=0.3, n_steps=3, tau=1), "tau": 2}, [2] * 6),
     ],
     ids=str,
@@ -149,10 +151,10 @@ def test_short_schedules_begin_at_the_beginning(max_epochs):
 def test_who_decides_on_tau(table, params, expected):
     watch = Watch("tau")
     fit(FATClassifier, table, max_epochs=6, callbacks=[watch], **params)
-    assert watch.seen == expected
+    assert watch.seen == (expected or [0, 0, 0, 1, 1, 2])  # from 2.5 and 4.5 of 6
     watch = Watch("tau")
     fit(GAIRATClassifier, table, variant="fat", max_epochs=6, callbacks=[watch], **params)
-    assert watch.seen == (expected if params else [0, 0, 3, 3, 6, 6])  # from 2 and 3.5 of 6
+    assert watch.seen == (expected or [0, 0, 3, 3, 6, 6])  # from 2 and 3.5 of 6
 
 
 def test_partial_fit_goes_on_in_the_schedule(table):
@@ -171,8 +173,8 @@ def test_bad_schedule(table, tau):
 
 
 def test_tau_for_an_adversary_that_has_none(table):
-    with pytest.raises(ValueError, match=r"PGD does not: use FriendlyPGD.*leave tau out"):
-        fit(FATClassifier, table, tau=1, adversary=PGD(eps=0.3))
+    with pytest.raises(ValueError, match=r"tau=1.*PGD does not: use FriendlyPGD.*leave tau out"):
+        fit(GAIRATClassifier, table, tau=1, adversary=PGD(eps=0.3))
     with pytest.raises(ValueError, match=r"tau must be an integer of at least 0, got 0\.5"):
         fit(FATClassifier, table, tau=0.5)
 
@@ -204,12 +206,29 @@ def test_default_adversaries_are_those_of_the_source():
     assert MAILClassifier()._adversary().random_start == "gaussian"
 
 
+@pytest.mark.parametrize("loss", ["ce", "trades"])
+def test_steps_in_the_history(table, loss):
+    taken = {}
+
+    class Spy(FriendlyPGD):
+        def _attack_batch(self, batch):
+            z = super()._attack_batch(batch)
+            taken.setdefault(self.tau, []).extend(batch.info["n_steps_taken"].tolist())
+            return z
+
+    schedule = [(0, 0), (1, 1), (2, 3)]
+    clf = fit(FATClassifier, table, loss=loss, tau=schedule, adversary=Spy(eps=1.0, n_steps=3))
+    found = clf.history[:, "attack_steps"]
+    assert_allclose(found, [np.mean(taken[tau]) for tau in (0, 1, 3)])
+    assert found[0] < found[1] < found[2] == 3
+
+
 @pytest.mark.parametrize(
     ("loss", "plain"),
     [("ce", PGDATClassifier), ("trades", TRADESClassifier), ("mart", MARTClassifier)],
 )
 def test_fat_is_the_loss_on_friendly_examples(table, loss, plain):
-    adversary = FriendlyPGD(eps=0.4, n_steps=4, tau=1, random_start="gaussian")
+    adversary = FriendlyPGD(eps=0.4, n_steps=4, tau=1, random_start="gaussian", omega=0.01)
     fat = fit(FATClassifier, table, loss=loss, adversary=adversary)
     assert same_weights(fat, fit(plain, table, adversary=adversary))
     assert not same_weights(fat, fit(FATClassifier, table, loss=loss, tau=0, adversary=adversary))
@@ -217,19 +236,14 @@ def test_fat_is_the_loss_on_friendly_examples(table, loss, plain):
 
 def test_fat_that_never_stops_is_adversarial_training(table):
     steps = {"eps": 0.3, "n_steps": 4}
-    whole = fit(FATClassifier, table, adversary=FriendlyPGD(tau=4, **steps))
+    friendly = FriendlyPGD(tau=4, **steps)
+    whole = fit(FATClassifier, table, adversary=friendly, adversary__omega=0.0)
     assert same_weights(whole, fit(PGDATClassifier, table, adversary=PGD(**steps)))
 
 
 def test_fat_trades_without_weight_on_robustness_is_natural_training(table):
     natural = fit(StandardClassifier, table)
     assert same_weights(fit(FATClassifier, table, loss="trades", beta=0), natural)
-
-
-def test_fat_with_any_adversary(table):
-    adversary = PGD(eps=0.3, n_steps=2)
-    fat = fit(FATClassifier, table, adversary=adversary)
-    assert same_weights(fat, fit(PGDATClassifier, table, adversary=adversary))
 
 
 def test_mart_on_friendly_examples_with_perturbed_weights_and_a_head(table):
@@ -280,13 +294,17 @@ def test_gairat_with_other_weights(batch, weighting):
     assert_allclose(loss, w / w.mean() * ce(z, y.numpy()), rtol=1e-10)
 
 
-def test_gair_trades(batch):
+@pytest.mark.parametrize("weighted", [None, "natural", "divergence", "both"])
+def test_gair_trades(batch, weighted):
     x, x_adv, y = (torch.as_tensor(v) for v in batch)
-    clf = in_epoch(0, GAIRATClassifier, variant="trades", begin_epoch=0, beta=2.0)
+    params = {} if weighted is None else {"weighted": weighted}
+    clf = in_epoch(0, GAIRATClassifier, variant="trades", begin_epoch=0, beta=2.0, **params)
     z, z_adv = outputs(clf, x, x_adv)
     loss = clf.training_loss(x, (x_adv, torch.tensor(KAPPA)), y).detach()
-    expected = ce(z, y.numpy()) + 2 * tanh_weights(KAPPA, 10, -1) * kl(z, z_adv)
-    assert_allclose(loss, expected, rtol=1e-8)
+    w = tanh_weights(KAPPA, 10, -1)
+    natural = 1 if weighted == "divergence" else w
+    adversarial = w if weighted in ("divergence", "both") else 1
+    assert_allclose(loss, natural * ce(z, y.numpy()) + 2 * adversarial * kl(z, z_adv), rtol=1e-8)
 
 
 def test_gair_rst(batch):
@@ -325,7 +343,8 @@ def test_weights_have_no_gradient(batch):
 def test_equal_weights_are_adversarial_training(table):
     adversary = GeometryAwarePGD(eps=0.3, n_steps=3)
     plain = fit(PGDATClassifier, table, adversary=adversary)
-    even = {"begin_epoch": 0, "adversary": adversary}
+    start = {"adversary__random_start": "uniform"}  # MAIL has another
+    even = {"begin_epoch": 0, "adversary": adversary, **start}
     assert same_weights(fit(GAIRATClassifier, table, lam=np.inf, **even), plain)
     assert same_weights(fit(MAILClassifier, table, gamma=0, **even), plain)
     assert not same_weights(fit(GAIRATClassifier, table, **even), plain)
@@ -337,7 +356,7 @@ def test_equal_weights_are_adversarial_training(table):
 def test_equal_weights_are_friendly_adversarial_training(table):
     even = {"lam": np.inf, "begin_epoch": 0, "variant": "fat"}
     friendly = FriendlyPGD(eps=0.4, n_steps=4, tau=1)
-    fat = fit(FATClassifier, table, adversary=friendly)
+    fat = fit(FATClassifier, table, adversary=friendly, adversary__omega=0.0)
     assert same_weights(fit(GAIRATClassifier, table, adversary=friendly, **even), fat)
 
 
@@ -350,7 +369,8 @@ def test_burn_in_is_trades(table):
         params["begin_epoch"] = 2
         assert not same_weights(fit(GAIRATClassifier, table, **params), plain)
         natural = fit(StandardClassifier, table)
-        assert same_weights(fit(GAIRATClassifier, table, variant=variant, beta=0), natural)
+        without = fit(GAIRATClassifier, table, variant=variant, weighted="divergence", beta=0)
+        assert same_weights(without, natural)
 
 
 @pytest.mark.parametrize(
@@ -520,6 +540,7 @@ def test_mail(batch, params):
         (FATClassifier, {"beta": -1}, "beta must be a finite number"),
         (GAIRATClassifier, {"variant": "mart"}, r"variant must be one of.*'mart'"),
         (GAIRATClassifier, {"weighting": "linear"}, r"weighting must be one of.*'linear'"),
+        (GAIRATClassifier, {"weighted": "all"}, r"weighted must be one of.*'all'"),
         (GAIRATClassifier, {"lam": "x"}, r"lam must be a number, or pairs"),
         (GAIRATClassifier, {"lam": np.nan, "begin_epoch": 0}, "lam must be a number, got nan"),
         (GAIRATClassifier, {"begin_epoch": -1}, "begin_epoch must be the number of an epoch"),

@@ -17,7 +17,7 @@ from skorch.hf import AccelerateMixin
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from robustsk import PGD
+from robustsk import PGD, FriendlyPGD
 from robustsk.training._data import Crafted
 
 
@@ -319,7 +319,7 @@ def _takes_lists(cls):
 def test_attack_sees_evaluation_mode(cls, make, data):
     modes = []
 
-    class Spy(PGD):
+    class Spy(FriendlyPGD):
         def _attack_batch(self, batch):
             modes.append(any(m.training for m in batch.victim.module.modules()))
             modes.append(any(p.requires_grad for p in batch.victim.module.parameters()))

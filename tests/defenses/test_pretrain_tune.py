@@ -1,13 +1,15 @@
 """Two stages: pretraining on one data set, tuning on another."""
 
 import pickle
+import warnings
 from unittest import SkipTest
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.exceptions import NotFittedError
@@ -18,7 +20,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skorch.callbacks import Callback
 from skorch.dataset import ValidSplit
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from robustsk import (
     PGD,
@@ -182,7 +184,9 @@ def test_tuner_is_by_default_the_pretrainer(data, large):
 def test_new_head_for_other_classes(data, large, labels, begin, pretrainer):
     """Fewer classes, or as many with other names."""
     X, y = data[0], labels[data[1] % len(labels)]
-    clf = PretrainTuneClassifier(pretrainer, second(callbacks=[begin])).fit(X, y, *large)
+    clf = PretrainTuneClassifier(pretrainer, second(callbacks=[begin]))
+    with pytest.warns(UserWarning, match=r"\[0, 1, 2\].*replaced by a new one.*classes_map="):
+        clf.fit(X, y, *large)
     assert_array_equal(clf.classes_, labels)
     before, after = state(clf.pretrained_estimator_), begin.seen[0][0]
     for key in before:
@@ -196,8 +200,60 @@ def test_new_head_for_other_classes(data, large, labels, begin, pretrainer):
     if kind is CosineLinear:
         assert clf.estimator_.module_.classifier.scale == 7
     assert set(clf.predict(X)) <= set(labels)
-    again = clone(clf).fit(X, y, *large)
+    with pytest.warns(UserWarning, match="replaced"):
+        again = clone(clf).fit(X, y, *large)
     assert same(state(again.estimator_), state(clf.estimator_))
+
+
+NAMES = np.array(["deer", "cat", "frog"])
+
+
+class Pairs(Dataset):
+    def __init__(self, X, y):
+        self.X, self.y = X, y
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, i):
+        return self.X[i], self.y[i]
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+@pytest.mark.parametrize("tuner", ["none", "second"])
+def test_the_same_classes_under_other_names(data, large, begin, tuner, as_dataset):
+    """As with numbers on one side and names of folders on the other."""
+    X, y = data
+    names = NAMES[large[1]]
+    pretraining, plain = (large[0], names), large
+    if as_dataset:
+        pretraining, plain = (Pairs(*pretraining), None), (Pairs(*large), None)
+    tuner = second(callbacks=[begin]) if tuner == "second" else tuner
+    clf = PretrainTuneClassifier(
+        first(), tuner, classes_map={v: i for i, v in enumerate(NAMES.tolist())}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf.fit(X, y, *pretraining)
+        same_labels = clone(clf).set_params(classes_map=None).fit(X, y, *plain)
+    assert_array_equal(clf.classes_, [0, 1, 2])
+    assert_array_equal(clf.pretrained_estimator_.classes_, [0, 1, 2])
+    assert same(state(clf.estimator_), state(same_labels.estimator_))
+    if tuner != "none":
+        assert same(begin.seen[0][0], state(clf.pretrained_estimator_))
+
+
+def test_bad_maps_of_classes(data, large):
+    names = NAMES[large[1]]
+    clf = PretrainTuneClassifier(first(), "none")
+    with pytest.raises(ValueError, match=r"not been trained on.*\[0, 1, 2\].*'deer'.*classes_map"):
+        clf.fit(*data, large[0], names)
+    with pytest.raises(ValueError, match=r"nothing of the labels \['cat', 'frog'\]"):
+        clone(clf).set_params(classes_map={"deer": 0}).fit(*data, large[0], names)
+    with pytest.raises(TypeError, match=r"classes_map must be a dict.*got \['deer'\]"):
+        clone(clf).set_params(classes_map=["deer"]).fit(*data, large[0], names)
+    with pytest.raises(ValueError, match="classes_map was given without X_pretrain"):
+        clone(clf).set_params(classes_map={0: 0, 1: 1, 2: 2}).fit(*data)
 
 
 def test_head_of_the_tuner(data, large, begin):
@@ -413,3 +469,13 @@ def test_pretraining_helps_where_there_are_few_samples():
     scores = [c.score_adversarial(X[test], y[test], attack) for c in (alone, natural, both)]
     assert scores[2] > scores[0] + 0.1
     assert scores[2] > scores[1] + 0.1
+
+
+def test_a_share_of_sparse_data(make):
+    rng = np.random.default_rng(0)
+    X, y = np.where(rng.random((40, 5)) > 0.5, rng.random((40, 5)), 0), np.arange(40) % 2
+    parts = make(StandardClassifier), make(PGDATClassifier)
+    clf = PretrainTuneClassifier(*parts, pretrain_subset=0.5, random_state=0)
+    dense = clone(clf).fit(X, y).predict_proba(X)
+    S = csr_matrix(X)
+    assert_allclose(clf.fit(S, y).predict_proba(S), dense)

@@ -12,12 +12,13 @@ from torch.utils.data import TensorDataset
 
 from robustsk import (
     PGD,
+    GAIRATClassifier,
     RobustSelfTrainingClassifier,
     StandardClassifier,
     TRADESClassifier,
 )
 from robustsk.datasets import load_digits_images
-from robustsk.defenses.self_training import HalfAndHalf
+from robustsk.defenses._self_training import HalfAndHalf
 
 NAMES = np.array(["ant", "bee", "cat"])
 
@@ -309,3 +310,26 @@ def test_more_robust_than_natural_training(regularizer, gain):
     natural = StandardClassifier(max_epochs=24, **common).fit(X[:200], y[:200])
     assert clf.score_adversarial(*test) > natural.score_adversarial(*test) + gain
     assert clf.score(*test) > 0.75
+
+
+# --- GAIR-RST ------------------------------------------------------------------------
+
+
+def test_gair_rst_labels_the_unlabelled_in_the_same_way(data):
+    X, partly, _ = data
+    common = settings()
+    rst = RobustSelfTrainingClassifier(**common).fit(X, partly)
+    for begin, same in [(99, True), (0, False)]:
+        gair = GAIRATClassifier(variant="rst", begin_epoch=begin, **common).fit(X, partly)
+        assert_array_equal(gair.classes_, rst.classes_)
+        assert_array_equal(gair.transduction_, rst.transduction_)
+        assert np.array_equal(weights(gair), weights(rst)) == same
+    params = {**common, "variant": "rst", "begin_epoch": 0}
+    ignored = GAIRATClassifier(unlabeled_weight=0, **params).fit(X, partly)
+    known = partly >= 0
+    labelled = GAIRATClassifier(**params).fit(X[known], partly[known])
+    assert_array_equal(weights(ignored), weights(labelled))
+    # for the other variants it is a label
+    assert -1 in GAIRATClassifier(**common).fit(X, partly).classes_
+    with pytest.raises(ValueError, match="unlabeled_weight must be"):
+        GAIRATClassifier(unlabeled_weight=-1, **params).fit(X, partly)

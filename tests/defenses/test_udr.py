@@ -134,15 +134,31 @@ def test_trades_loss_by_hand(make, data, batch, direction):
         assert objective == "kl"
 
 
-def test_mart_loss_by_hand(make, data, batch):
-    clf = make(UDRMARTClassifier, beta=2.5, adversary=soft()).fit(*data)
+@pytest.mark.parametrize("direction", [None, "adv_clean", "clean_adv"])
+@pytest.mark.parametrize("form", ["thesis", "original"])
+def test_mart_loss_by_hand(make, data, batch, form, direction):
+    """Eq. 7 has KL(p' || p) and the clean samples in the first term, MART neither."""
+    clf = make(
+        UDRMARTClassifier, beta=2.5, adversary=soft(), form=form, kl_direction=direction
+    ).fit(*data)
     x, x_adv, y = batch
     p, q = np.exp(log_softmax(clf, x)), np.exp(log_softmax(clf, x_adv))
     true = p[range(6), y]
-    wrong = np.where(np.eye(3)[y] == 1, -1, p).max(1)
-    expected = -np.log(true) - np.log(1 - wrong)
-    expected += 2.5 * (1 - true) * (p * np.log(p / q)).sum(1)
+    reverse = direction == "adv_clean" or (direction is None and form == "thesis")
+    first, second = (q, p) if reverse else (p, q)
+    divergence = (first * np.log(first / second)).sum(1)
+    r = p if form == "thesis" else q
+    wrong = np.where(np.eye(3)[y] == 1, -1, r).max(1)
+    expected = -np.log(r[range(6), y]) - np.log(1 - wrong) + 2.5 * (1 - true) * divergence
     assert_allclose(clf.training_loss(x, x_adv, y).detach(), expected)
+    objective = clf.attack_objective()
+    if form == "original":
+        assert objective == "ce"
+    elif reverse:
+        value = objective(clf.module_(x_adv), y, None, clf.module_(x))
+        assert_allclose(value.detach(), divergence)
+    else:
+        assert objective == "kl"
 
 
 def test_pgd_loss_by_hand(make, data, batch):
@@ -265,6 +281,7 @@ def test_parameters_can_be_searched(make, data):
         (UDRPGDClassifier, {"beta": 0, "natural": False}),
         (UDRPGDClassifier, {"beta": -1}),
         (UDRTRADESClassifier, {"kl_direction": "both"}),
+        (UDRMARTClassifier, {"kl_direction": "both"}),
         (UDRMARTClassifier, {"form": "short"}),
         (UDRAWPClassifier, {"weight_perturbation": "aws"}),
         (WRMClassifier, {"gamma": 0}),

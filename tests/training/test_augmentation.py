@@ -53,7 +53,7 @@ def test_nothing_to_do():
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_square_of_zeros(length):
     x = numbered(n=2000)
-    out = Cutout(length)(x)
+    out = Cutout(length, inside=False)(x)
     assert (x > 0).all()  # the batch that was given is not touched
     hole = (out == 0).numpy()
     assert (hole[:, 0] == hole[:, 1]).all()
@@ -65,6 +65,26 @@ def test_square_of_zeros(length):
     assert hole[:, 0].any(0).all()  # no pixel is spared for ever
     if length == 1:
         assert np.abs(hole[:, 0].mean(0) - 1 / 35).max() < 0.02
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_square_inside(length):
+    """As in the code of Rice et al.: any place where it fits, each as likely."""
+    x = numbered(n=3000)
+    out = Cutout(length)(x)
+    hole = (out == 0).numpy()[:, 0]
+    assert torch.equal(out[out != 0], x[out != 0])
+    assert (hole.sum((1, 2)) == length**2).all()
+    rows, columns = hole.any(2), hole.any(1)
+    assert (hole == rows[:, :, None] & columns[:, None, :]).all()
+    for side in (rows, columns):
+        assert (side.sum(1) == length).all()
+        n_places = side.shape[1] - length + 1
+        share = np.bincount(side.argmax(1), minlength=n_places) / len(side)
+        assert len(share) == n_places
+        assert np.abs(share - 1 / n_places).max() < 0.04
+    with pytest.raises(ValueError, match=r"length=6.*5 x 7.*inside=False"):
+        Cutout(6)(x)
 
 
 def test_seed_decides():

@@ -182,11 +182,11 @@ def test_training_goes_on_from_the_raw_weights(data, reload):
 
 
 def test_warm_start_and_a_fresh_fit(data):
-    callback = WeightAveraging(decay=0.9)
-    clf = make(callback, warm_start=True).fit(*data)
+    clf = make(WeightAveraging(decay=0.9), warm_start=True).fit(*data)
     first = weights(clf)
     clf.fit(*data)
     assert len(clf.history_) == 8
+    (callback,) = (cb for _, cb in clf.callbacks_ if isinstance(cb, WeightAveraging))
     assert callback.n_averaged_ == 24
     clf.set_params(warm_start=False).fit(*data)
     assert_array_equal(weights(clf), first)

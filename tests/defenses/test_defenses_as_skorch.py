@@ -1,0 +1,156 @@
+"""What users of skorch do with a net: before there are data, on a fitted one, with callbacks."""
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from skorch.callbacks import Checkpoint, EarlyStopping, InputShapeSetter
+from skorch.dataset import ValidSplit
+from torch import nn
+
+from robustsk import PGDATClassifier, StandardClassifier
+from robustsk.training import WeightAveraging
+
+
+class Plain(nn.Module):
+    def __init__(self, n_hidden=3):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, n_hidden), nn.Linear(n_hidden, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("module", [Plain, Plain(7), lambda n_hidden: Plain(n_hidden)])
+def test_a_network_that_needs_no_facts_is_built_before_data(make, data32, module, tmp_path):
+    clf = make(StandardClassifier, module=module, module__n_hidden=5).initialize()
+    assert clf.module_.first.out_features == 5
+    other = make(StandardClassifier, module=module, module__n_hidden=5, random_state=1)
+    other.fit(*data32).save_params(f_params=str(tmp_path / "weights.pt"))
+    clf.load_params(f_params=str(tmp_path / "weights.pt"))
+    assert_array_equal(clf.forward(data32[0]), other.forward(data32[0]))
+    assert clf.partial_fit(*data32).score(*data32) > 0.3
+
+
+def test_one_that_needs_them_says_so(make):
+    for module in (nn.Linear, "mlp", None):
+        with pytest.raises(ValueError, match="cannot build its network before it has seen data"):
+            StandardClassifier(module).initialize()
+
+
+class TwoParts(StandardClassifier):
+    """A net with a module and a criterion of its own, as skorch's documentation shows."""
+
+    def __init__(self, module=None, *, encoder=nn.Linear, own=nn.CrossEntropyLoss, **common):
+        self.encoder = encoder
+        self.own = own
+        super().__init__(module, **common)
+
+    def initialize_module(self):
+        super().initialize_module()
+        params = {"in_features": 4, "out_features": 4, **self.get_params_for("encoder")}
+        self.encoder_ = self.encoder(**params)
+        return self
+
+    def initialize_criterion(self):
+        super().initialize_criterion()
+        self.own_ = self.own(**self.get_params_for("own"))
+        return self
+
+
+def test_parts_of_a_subclass_are_set_at_once(make, data32):
+    clf = make(TwoParts).fit(*data32)
+    assert clf.encoder_.bias is not None
+    clf.set_params(encoder__bias=False, own__label_smoothing=0.5)
+    assert clf.encoder_.bias is None
+    assert clf.own_.label_smoothing == 0.5
+
+
+def test_attributes_of_the_user_are_no_parameters(make, data):
+    clf = make(StandardClassifier)
+    before = clf.get_params()
+    clf.note = "mine"
+    clf.fit(*data)
+    assert clf.note == "mine"
+    assert clf.get_params().keys() == before.keys()
+    assert not hasattr(clone(clf), "note")
+    assert "note" not in repr(clf)
+    with pytest.raises(ValueError, match="Invalid parameter 'note'"):
+        clf.set_params(note="yours")
+    clf.adversry__eps = 0.1
+    with pytest.raises(TypeError, match="Did you mean 'adversary__eps'"):
+        clf.fit(*data)
+
+
+def test_epochs_of_one_call(make, data):
+    clf = make(StandardClassifier, max_epochs=2)
+    clf.partial_fit(*data, epochs=3).partial_fit(*data).partial_fit(*data, epochs=0)
+    assert len(clf.history_) == 5
+    assert clf.max_epochs == 2
+    with pytest.raises(ValueError, match="epochs must be an integer"):
+        clf.partial_fit(*data, epochs=1.5)
+
+
+def test_groups_reach_the_split(make, data):
+    X, y = data
+    groups = np.arange(48) // 8
+    seen = []
+
+    def split(dataset, y=None, groups=None):
+        seen.append(groups)
+        return ValidSplit(GroupKFold(3))(dataset, y, groups)
+
+    clf = make(StandardClassifier, train_split=split).fit(X, y, groups=groups)
+    assert_array_equal(seen[-1], groups)
+    weight = (groups != 2).astype(float)
+    clf.partial_fit(X, y, sample_weight=weight, groups=groups)
+    assert_array_equal(seen[-1], groups[groups != 2])
+    with pytest.raises(TypeError, match=r"\['groups'\], which is passed on to train_split"):
+        make(StandardClassifier).fit(X, y, groups=groups)
+
+
+def test_the_shape_of_the_data_is_told_to_callbacks(make, data32):
+    X, y = data32
+    setter = InputShapeSetter(param_name="in_features")
+    params = {"module__in_features": 1, "callbacks": [setter], "random_state": 0}
+    clf = StandardClassifier(nn.Linear, max_epochs=2, device="cpu", **params).fit(X, y)
+    assert clf.module_.in_features == 4
+    assert clf.predict(X).shape == y.shape
+
+
+@pytest.mark.parametrize(
+    "callback", [EarlyStopping(), Checkpoint(dirname="none", f_params=None)], ids=["stop", "save"]
+)
+def test_what_watches_held_out_data_names_the_split(make, data, callback):
+    with pytest.raises(ValueError, match=r"valid_loss.*train_split=.*monitor='train_loss'"):
+        make(StandardClassifier, callbacks=[callback]).fit(*data)
+
+
+def test_other_missing_records_are_what_they_were(make, data):
+    with pytest.raises(KeyError, match="nothing"):
+        make(StandardClassifier, callbacks=[EarlyStopping(monitor="nothing")]).fit(*data)
+
+
+def test_an_average_leaves_the_parameter_as_it_was(make, data):
+    clf = make(PGDATClassifier, callbacks=[("mean", WeightAveraging(decay=0.9))])
+    before = joblib.hash(clf.get_params()["callbacks"])
+    clf.fit(*data).partial_fit(*data)
+    assert joblib.hash(clf.get_params()["callbacks"]) == before
+    assert dict(clf.callbacks_)["mean"].n_averaged_ == 12
+
+
+def test_logarithms_of_probabilities(make, data):
+    X, y = data
+    clf = make(StandardClassifier).fit(X, y)
+    assert_allclose(clf.predict_log_proba(X), np.log(clf.predict_proba(X)), atol=1e-12)
+    with torch.no_grad():
+        for p in clf.module_.parameters():
+            p.mul_(1000)
+    found = clf.predict_log_proba(X)
+    assert np.isfinite(found).all()
+    assert found.min() < -750  # the probability itself is zero
+    logs = cross_val_predict(make(StandardClassifier), X, y, cv=3, method="predict_log_proba")
+    assert_allclose(np.exp(logs).sum(axis=1), 1)

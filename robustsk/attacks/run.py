@@ -100,7 +100,8 @@ class Prepared:
         rows : slice or ndarray, optional
             Which of the samples of `X` these are.
         objective, seed, **known
-            As in :meth:`BaseAttack.perturb`, `keep` and `clean_logits` among them.
+            As in :meth:`~robustsk.attacks.BaseAttack.perturb`, `keep` and `clean_logits` among
+            them.
 
         Returns
         -------
@@ -229,7 +230,7 @@ def prepare(
         This function is a method of it.
     model : Victim, torch.nn.Module or fitted estimator
     X : ndarray or Rows of shape (n_samples, ...), or the shape of a sample
-        A shape is enough for :meth:`BaseAttack.perturb_prepared`.
+        A shape is enough for :meth:`~robustsk.attacks.BaseAttack.perturb_prepared`.
     y : array-like of shape (n_samples,), optional
         Labels, or class indices where the model does not name its classes.
     bounds : tuple of (low, high), optional
@@ -297,7 +298,7 @@ def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
 def perturb_prepared(
     attack, prepared, x, y=None, objective=None, *, seed=None, keep="last", clean_logits=None
 ):
-    """Attack one batch of tensors; see :meth:`BaseAttack.perturb`.
+    """Attack one batch of tensors; see :meth:`~robustsk.attacks.BaseAttack.perturb`.
 
     Parameters
     ----------

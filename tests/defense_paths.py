@@ -9,7 +9,9 @@ import inspect
 import pytest
 from code_paths import one_per_code_path
 
+from robustsk import PGD
 from robustsk._discovery import all_defenses
+from robustsk.attacks import FriendlyPGD
 from robustsk.defenses import BaseDefense
 
 DEFENSES = all_defenses()
@@ -61,6 +63,12 @@ def own_parameters(cls):
             parameters = inspect.signature(base.__init__).parameters.items()
             found.update((name, p.default) for name, p in parameters if name in names)
     return found
+
+
+def suitable(cls, **params):
+    """Return an adversary with which a defence can be trained: PGD, unless it prescribes one."""
+    prescribed = cls is not None and isinstance(cls().default_adversary(), FriendlyPGD)
+    return (FriendlyPGD if prescribed else PGD)(**params)
 
 
 def epochs(cls, n):

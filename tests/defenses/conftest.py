@@ -8,7 +8,7 @@ in a test that takes `cls`.
 import numpy as np
 import pytest
 import torch
-from defense_paths import DEFENSES, epochs
+from defense_paths import DEFENSES, epochs, suitable
 from sklearn.datasets import make_blobs
 
 from robustsk import PGD
@@ -51,8 +51,10 @@ def learner(make):
 
 
 @pytest.fixture
-def adversary():
-    return PGD(eps=0.3, n_steps=2)
+def adversary(request):
+    callspec = getattr(request.node, "callspec", None)
+    cls = None if callspec is None else callspec.params.get("cls")
+    return suitable(cls, eps=0.3, n_steps=2)
 
 
 def blobs(n_samples=48, centers=3, dtype=np.float64):

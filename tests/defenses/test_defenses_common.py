@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import skorch
 import torch
-from defense_paths import DATA, NETWORK, PARAMETERS, PREDICTION, one_of_each
+from defense_paths import DATA, NETWORK, PARAMETERS, PREDICTION, one_of_each, suitable
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.exceptions import NotFittedError
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -347,7 +347,7 @@ def test_score_adversarial_rejects_what_is_no_attack(cls, make, data):
 @one_of_each(*PARAMETERS, *PREDICTION)
 def test_default_attack_has_the_threat_model_of_the_estimator(cls, make, data):
     mask = np.array([True, False, True, True])
-    adversary = PGD(eps=0.7, norm=2, clip=(-9, 9), mask=mask, n_steps=3)
+    adversary = suitable(cls, eps=0.7, norm=2, clip=(-9, 9), mask=mask, n_steps=3)
     clf = make(cls, adversary=adversary, adversary__eps=0.2)
     for attack in (clf.default_attack(), clf.fit(*data).default_attack()):
         assert type(attack) is PGD

@@ -18,6 +18,7 @@ from defense_paths import (
     TRAINING,
     one_of_each,
     own_parameters,
+    suitable,
 )
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
@@ -172,7 +173,7 @@ def test_set_params_of_the_adversary_acts_on_what_follows(cls, make, data):
     clf.partial_fit(*data)
     assert clf.adversary_.eps == 0.45
     assert clf.default_attack().eps == 0.45
-    clf.set_params(adversary=PGD(eps=0.02, n_steps=1), warm_start=True).fit(*data)
+    clf.set_params(adversary=suitable(cls, eps=0.02, n_steps=1), warm_start=True).fit(*data)
     assert clf.adversary_.eps == 0.02
 
 

@@ -246,7 +246,7 @@ FAULTS = (
     ),
     Fault(
         "a module given as an instance is trained in place",
-        "copied = copy.deepcopy(module, kept)",
+        "copied = copy.deepcopy(module, kept_results(module))",
         "copied = module",
         ("defenses/test_*training.py", "-k instance"),
     ),

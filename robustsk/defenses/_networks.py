@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..victims.replica import kept_results
+
 
 def copy_of(module):
     """Return a copy of a network that a user has given.
@@ -16,14 +18,8 @@ def copy_of(module):
     What old-style weight normalisation and pruning have computed from parameters is not copied but
     will be computed from those of the copy.
     """
-    kept = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
     try:
-        copied = copy.deepcopy(module, kept)
+        copied = copy.deepcopy(module, kept_results(module))
     except Exception as error:
         raise TypeError(
             f"{type(module).__name__} cannot be copied ({error}), and each fit trains a network "

@@ -140,7 +140,7 @@ class Copied(Original):
         if any("__del__" in dir(type(m)) for m in original.modules()):
             raise CannotReplicate
         try:
-            self.module = copy.deepcopy(original, _kept_results(original))
+            self.module = copy.deepcopy(original, kept_results(original))
         except Exception as error:  # whatever the objects in it make of being copied
             if is_out_of_memory(error):
                 raise
@@ -496,7 +496,7 @@ def _is_same(alias, tensor):
     )
 
 
-def _kept_results(module):
+def kept_results(module):
     """Return copies of the tensors that a module has kept of a forward pass, by their ids.
 
     They hang on a graph, so that nobody but their owner may copy them.

@@ -20,6 +20,18 @@ def check_count(value, name, least=1):
     return int(value)
 
 
+#: The batch size "auto": for tables of up to so many features, and for all else.
+_ROWS_AT_A_TIME, _WIDE_TABLE, _SAMPLES_AT_A_TIME = 4096, 256, 256
+
+
+def check_batch_size(value, X, is_image):
+    """Return how many of the samples `X`, whose rows may be flattened images, go at a time."""
+    if value != "auto":
+        return check_count(value, "batch_size")
+    is_table = X.ndim == 2 and X.shape[1] <= _WIDE_TABLE and not is_image
+    return _ROWS_AT_A_TIME if is_table else _SAMPLES_AT_A_TIME
+
+
 def check_choice(value, name, allowed):
     """Raise unless a value is one of those allowed."""
     if value not in allowed:
@@ -284,12 +296,16 @@ def encode_labels(labels, classes, what):
     return np.asarray(index, dtype=np.int64)
 
 
+#: What whoever passes a single sample must know.
+FIRST_AXIS = "The first axis of X counts samples: for one sample pass X[None]"
+
+
 def check_sample_shape(shape, fitted, owner):
     """Raise if samples are not of the shape that `owner` was fitted on."""
     if tuple(shape) != tuple(fitted):
         hint = ""
         if tuple(shape) == tuple(fitted)[1:]:
-            hint = " The first axis of X counts samples: for one sample pass X[None]."
+            hint = f" {FIRST_AXIS}."
         raise ValueError(
             f"X has samples of shape {tuple(shape)}, but {type(owner).__name__} was fitted on "
             f"samples of shape {tuple(fitted)}.{hint}"
@@ -308,8 +324,7 @@ def check_labels(y):
             raise ValueError(f"y must be one-dimensional and holds sequences. {_ONE}") from error
     if len(shape) == 0:
         raise ValueError(
-            f"y is a single label, {y!r}. The first axis of X and y counts samples: for one sample "
-            "pass X[None] and [y]."
+            f"y is a single label, {y!r}, and not one for each sample. {FIRST_AXIS} and [y]."
         )
     if len(shape) > 2 or (len(shape) == 2 and shape[1] > 1):
         hint = "If it is one-hot encoded, pass y.argmax(axis=1)." if _is_one_hot(y) else _ONE

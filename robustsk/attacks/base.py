@@ -27,7 +27,7 @@ from sklearn.utils.validation import validate_data
 
 from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
 from .._shared import SharedParameters
-from .._validation import check_count, check_labels, check_sample_shape, learn_bounds
+from .._validation import check_batch_size, check_labels, check_sample_shape, learn_bounds
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
 from .objectives import resolve_objective
@@ -347,10 +347,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def _n_at_a_time(self, X, victim):
         """Return how many of the samples `X` are attacked at a time."""
-        if self.batch_size != "auto":
-            return check_count(self.batch_size, "batch_size")
-        is_table = X.ndim == 2 and X.shape[1] <= _WIDE_TABLE and not victim.is_image
-        return _ROWS_AT_A_TIME if is_table else _SAMPLES_AT_A_TIME
+        return check_batch_size(self.batch_size, X, victim.is_image)
 
     def _resolved(self):
         """Return the attack that says all; a wrapper asks the attack inside."""
@@ -506,12 +503,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """Return `X` as a validated array, or as `Rows` that are validated when they are read."""
         lazy = Rows(X) if is_dataset(X) or is_mapped(X) else None
         values = to_array(X) if lazy is None else lazy[:1]
-        fitted = getattr(self, "_sample_shape", None)
-        if fitted is not None and len(fitted) > 1 and np.shape(values) == tuple(fitted):
-            raise ValueError(
-                f"X has the shape of one sample, {tuple(fitted)}. The first axis of X counts "
-                "samples: for one sample pass X[None]."
-            )
+        fitted = getattr(self, "_sample_shape", ())
+        if len(fitted) > 1 < np.ndim(values):  # of which scikit-learn would count the channels
+            check_sample_shape(np.shape(values)[1:], fitted, self)
         if hasattr(self, "n_features_in_"):
             values = validate_data(self, values, dtype=FLOATS, allow_nd=True, reset=False)
         else:
@@ -522,7 +516,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                     f"X has {values.shape[1]} features, but {victim.name} is expecting {expected} "
                     "features as input."
                 )
-        check_sample_shape(values.shape[1:], getattr(self, "_sample_shape", values.shape[1:]), self)
+        check_sample_shape(values.shape[1:], fitted or values.shape[1:], self)
         return values if lazy is None else lazy
 
     def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
@@ -594,10 +588,6 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         # scikit-learn's name for rows that come out differently in other company
         tags.non_deterministic = self.couples_batch
         return tags
-
-
-#: The batch size "auto": for tables of up to so many features, and for all else.
-_ROWS_AT_A_TIME, _WIDE_TABLE, _SAMPLES_AT_A_TIME = 4096, 256, 256
 
 
 def check_attack(attack, name="attack"):

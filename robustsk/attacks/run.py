@@ -14,6 +14,7 @@ from tqdm import tqdm
 from .._containers import Batches, Rows, empty_like, is_out_of_memory, take
 from .._generator import GeneratorState
 from .._validation import (
+    FIRST_AXIS,
     check_labels,
     check_range,
     encode_labels,
@@ -278,7 +279,7 @@ def prepare(
             raise
         raise ValueError(
             f"{victim.name} does not take X as {len(X)} samples of shape {X.shape[1:]} ({error}). "
-            "The first axis of X counts samples: for one sample pass X[None]."
+            f"{FIRST_AXIS}."
         ) from error
     prepared.target = encode_target(attack.target, victim.classes, len(X))
     check_target(attack.target, prepared.target, prepared.index)

@@ -427,16 +427,23 @@ class Ball:
 
         Parameters
         ----------
-        kind : {"none", "uniform", "gaussian"}
-            The sample itself, uniform in the ball, or the sample plus normal
-            noise of standard deviation `std`.
+        kind : {"none", "uniform", "gaussian", "sign"}
+            The sample itself, uniform in the ball, the sample plus normal
+            noise of standard deviation `std`, or the sample plus random signs.
         noise : SampleNoise
         stream : int
             ``Stream.START`` plus the number of the restart.
         std : float
+            With signs the length of the whole, in the norm of the ball.
         """
         if kind == "none":
             return self.x.clone()
+        if kind == "sign":
+            unit = noise.normal(stream).sign()
+            if self.weight is not None:
+                unit = unit * (self.weight > 0)
+            length = positive(torch.linalg.vector_norm(flat(unit), ord=self.norm, dim=1))
+            return self.project(self.x + self.to_data(unit * column(std / length, unit)))
         if kind == "gaussian":
             delta = std * noise.normal(stream)
             if self.weight is not None:

@@ -221,6 +221,59 @@ def test_fgsm_step_is_longer_after_a_random_start():
         assert (start == "none") == bool((z == X).all())
 
 
+@each_norm
+@pytest.mark.parametrize("size", [None, 0.05, 0.2])
+def test_fgsm_after_a_start_of_signs(norm, size):
+    # Bui (2024), Eq. 2.19, in the inf norm: x' = x + alpha * sign(N(0, 1)), one sign for each
+    # coordinate, then a step of eps - alpha
+    eps, alpha = 0.2, 0.1 if size is None else size
+    recorder = Recorder(linear())
+    given = {"norm": norm, "eps": eps, "random_start": "sign", "start_size": size}
+    x_adv = attack(FGSM, **given).perturb(recorder, X, Y)
+    (z,) = recorder.inputs
+    start = z - X
+    entry = alpha / np.linalg.norm(np.ones(D), ord=norm)
+    assert_allclose(start.abs(), np.full(X.shape, entry))
+    assert_allclose(np.linalg.norm(start, ord=norm, axis=1), np.full(len(X), alpha))
+    assert 0.3 < float((start > 0).double().mean()) < 0.7
+    assert len(start.sign().unique(dim=0)) > 1
+    step = x_adv - z
+    assert np.linalg.norm(x_adv - X, ord=norm, axis=1).max() <= eps * (1 + 1e-9)
+    if norm == np.inf:
+        towards = torch.where(Y == 0, 1.0, -1.0)[:, None] * torch.tensor(W).sign()
+        assert_allclose(step, (eps - alpha) * towards, atol=1e-12)
+    elif norm == 2:
+        along = np.where(Y == 0, 1, -1)[:, None] * W / np.linalg.norm(W)
+        assert_allclose(step, (eps - alpha) * along, atol=1e-12)
+
+
+@each_norm
+@pytest.mark.parametrize("given", [{}, {"clip": (-0.5, 0.5)}, {"eps": np.linspace(0, 0.4, D)}])
+def test_fgsm_after_signs_of_no_size_is_fgsm(norm, given):
+    x = X.clamp(-0.5, 0.5)
+    common = {"random_state": 0, "norm": norm, "eps": 0.2, "clip": None, **given}
+    signs = FGSM(random_start="sign", start_size=0, **common).perturb(linear(), x, Y)
+    assert_array_equal(signs, FGSM(**common).perturb(linear(), x, Y))
+
+
+@each_norm
+@pytest.mark.parametrize("step_size", [None, 1.0])
+def test_fgsm_after_signs_stays_in_ball_and_box(norm, step_size):
+    x, eps = X.clamp(-0.5, 0.5), np.linspace(0, 0.4, D)
+    attacker = FGSM(
+        norm=norm, eps=eps, clip=(-0.5, 0.5), random_start="sign", step_size=step_size,
+        random_state=0,
+    )  # fmt: skip
+    recorder = Recorder(linear())
+    x_adv = attacker.perturb(recorder, x, Y)
+    for z in (recorder.inputs[0], x_adv):
+        move = (z - x).numpy()
+        assert z.abs().max() <= 0.5
+        assert (move[:, 0] == 0).all()
+        assert np.linalg.norm(move[:, 1:] / eps[1:], ord=norm, axis=1).max() <= 1 + 1e-9
+    assert (recorder.inputs[0] != x).any(1).all()
+
+
 def test_step_size_of_an_array_of_radii_is_in_the_largest():
     eps = np.array([0.1, 0.4, 0.0, 0.2, 0.4, 0.4, 0.1, 0.3])
     x_adv = attack(FGSM, eps=eps).perturb(linear(), X, Y)
@@ -250,6 +303,9 @@ def test_step_of_no_length_and_start_of_no_width():
         (MIM, {"decay": -1}, "decay must be a finite number"),
         (PGD, {"random_start": "normal"}, r"random_start must be one of \('none', 'uniform'"),
         (FGSM, {"random_start": True}, "random_start must be one of"),
+        (PGD, {"random_start": "sign"}, "random_start must be one of"),
+        (FGSM, {"random_start": "sign", "start_size": 0.2}, r"at most eps=0.1 and is 0.2"),
+        (FGSM, {"random_start": "sign", "start_size": -0.1}, "start_size must be a finite number"),
     ],
 )
 def test_bad_parameters(cls, parameters, words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..._validation import check_length, check_start
+from ..._validation import RANDOM_STARTS, check_choice, check_length
 from ._descent import descend
 from .base import BaseGradientAttack
 
@@ -18,19 +18,27 @@ class FGSM(BaseGradientAttack):
     """Fast gradient sign method: one step of full length.
 
     ``x_adv = x + eps * sign(grad_x J(x, y))``; for other norms the sign is
-    replaced by the steepest direction of unit length. With a random start it
-    is the attack of fast adversarial training.
+    replaced by the steepest direction of unit length. With a uniform start it
+    is the attack of fast adversarial training, with one of random signs R+FGSM:
+    ``x' = x + start_size * sign(N(0, 1))``, then a step of ``eps - start_size``
+    along the gradient at `x'`.
 
     Parameters
     ----------
     %(first_parameter)s
-    random_start : {"none", "uniform", "gaussian"}, default="none"
-        Where to start from.
+    random_start : {"none", "uniform", "gaussian", "sign"}, default="none"
+        Start at the sample, uniformly in the ball, at the sample plus normal
+        noise of standard deviation `start_std`, or at the sample plus random
+        signs that make a perturbation of length `start_size`.
     step_size : float, default=None
-        Length of the step, in the units of `eps`. None means `eps` without and
-        ``1.25 * eps`` with a random start.
+        Length of the step, in the units of `eps`. None means `eps` without a
+        random start, ``eps - start_size`` after that of signs, and
+        ``1.25 * eps`` after the others.
     start_std : float, default=0.001
-        Standard deviation of the gaussian start.
+        Standard deviation of the gaussian start, in the units of the data.
+    start_size : float, default=None
+        Length of the start of signs, in the norm and the units of `eps` and at
+        most `eps`. None means ``eps / 2``; with 0 the attack starts at the sample.
     %(shared_parameters)s
 
     %(shared_attributes)s
@@ -43,7 +51,9 @@ class FGSM(BaseGradientAttack):
     ----------
     Goodfellow, Shlens and Szegedy (2015), "Explaining and harnessing
     adversarial examples", Sec. 4; Wong, Rice and Kolter (2020), "Fast is
-    better than free", Algorithm 3, for the random start.
+    better than free", Algorithm 3, for the uniform start; Tramèr, Kurakin,
+    Papernot, Goodfellow, Boneh and McDaniel (2018), "Ensemble adversarial
+    training: attacks and defenses", R+FGSM, for that of signs.
 
     Examples
     --------
@@ -64,19 +74,32 @@ class FGSM(BaseGradientAttack):
         random_start: str = "none",
         step_size: float | None = None,
         start_std: float = 0.001,
+        start_size: float | None = None,
         **common: Unpack[GradientParameters],
     ):
         super().__init__(estimator, **common)
         self.random_start = random_start
         self.step_size = step_size
         self.start_std = start_std
+        self.start_size = start_size
 
     def _attack_batch(self, batch):
-        start = check_start(self.random_start)
-        return descend(
-            batch,
-            n_steps=1,
-            step_size=self._step_length(batch, 1.0 if start == "none" else 1.25),
-            random_start=start,
-            start_std=check_length(self.start_std, "start_std"),
-        )
+        start, std = self.random_start, check_length(self.start_std, "start_std")
+        check_choice(start, "random_start", (*RANDOM_STARTS, "sign"))
+        step_size = self._step_length(batch, 1.0 if start == "none" else 1.25)
+        if start == "sign":
+            std = self._length_of_start(batch.ball.radius)
+            if self.step_size is None:
+                step_size = batch.ball.radius - std
+        return descend(batch, n_steps=1, step_size=step_size, random_start=start, start_std=std)
+
+    def _length_of_start(self, radius):
+        if self.start_size is None:
+            return radius / 2
+        size = check_length(self.start_size, "start_size")
+        if size > radius:
+            raise ValueError(
+                f"start_size must be at most eps={radius:g} and is {size:g}: the step goes the "
+                "rest of the way. None means half of eps."
+            )
+        return size

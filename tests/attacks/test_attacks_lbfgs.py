@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from robustsk.attacks import LBFGS, as_victim
+from robustsk.attacks.minimal import lbfgs
 
 
 @pytest.fixture
@@ -113,6 +114,32 @@ def test_work_is_limited(linear):
     # one gradient to begin with, at most twice as many as steps per round (and a line search)
     assert calls["last"] <= 15 * (1 + 3 * (2 * 4 + 20))
     assert calls["first"] < 0.7 * calls["last"]
+
+
+@pytest.mark.parametrize("keep", ["last", "first"])
+def test_samples_find_together_what_each_finds_alone(keep, linear, monkeypatch):
+    net, X, y = linear
+    x, label = torch.tensor(X), torch.tensor(y)
+    attack = LBFGS(clip=(0, 1), eps=0.6, n_binary_steps=3)
+    alone, together = as_victim(net), as_victim(net)
+    each = [attack.perturb(alone, x[[k]], label[[k]], keep=keep) for k in range(len(x))]
+    found = attack.perturb(together, x, label, keep=keep)
+    np.testing.assert_allclose(found, torch.cat(each), rtol=0, atol=1e-9)
+    assert together.calls.backward == alone.calls.backward
+    # as many samples at a time as there are threads for
+    monkeypatch.setattr(lbfgs, "_TOGETHER", 4)
+    in_parts = attack.perturb(as_victim(net), x, label, keep=keep)
+    np.testing.assert_allclose(in_parts, found, rtol=0, atol=1e-9)
+
+
+def test_a_model_is_asked_about_all_samples_at_once(linear):
+    net, X, y = linear
+    sizes = []
+    net.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+    LBFGS(net, clip=(0, 1), n_steps=5, n_binary_steps=2).generate(X, y)
+    # the first answers of a round are those of all samples; alone there would be 15 times as many
+    assert np.mean(sizes) > 5
+    assert len(sizes) < 2 * (2 * 5 + 20) + 20
 
 
 def test_one_round_and_given_weights(linear):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ..._tensors import column
 from ..._validation import check_count, check_positive
 from ..objectives import Objective
+from ._lockstep import in_lockstep
 from ._penalty import WeightSearch, local_slope, ratio
 from .base import BaseMinimalAttack
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from .._parameters import AttackParametersButNorm
 
+#: Samples that are attacked at a time, each in a thread of its own.
+_TOGETHER = 128
 #: Halvings of the way from the sample to an adversarial example.
 _HALVINGS = 8
 
@@ -37,8 +40,9 @@ class LBFGS(BaseMinimalAttack):
     class. But it is flat where the model is sure, and small weights then leave
     the sample where it is.
 
-    Samples are attacked one after the other, so this attack takes long where
-    there are many of them; :class:`CarliniWagner` attacks them together.
+    Each sample has a solver of its own, and these wait for each other so that the
+    model answers all of them at once. On a GPU :class:`CarliniWagner`, which never
+    leaves it, is faster.
 
     Parameters
     ----------
@@ -119,59 +123,77 @@ class LBFGS(BaseMinimalAttack):
             if len(rows) == 0:
                 break
             found = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-            for k, row in enumerate(rows.split(1)):
-                value = float(weight.value[row])
-                found[k] = self._minimise(batch.select(row), closest, row, value, float(size[row]))
+            for some in torch.arange(len(rows), device=rows.device).split(_TOGETHER):
+                at = rows[some]
+                found[some] = self._minimise(
+                    batch.select(at), closest, at, weight.value[at], size[at]
+                )
             weight.update(found, rows)
         self._shorten(batch, closest)
 
-    def _minimise(self, batch, closest, row, const, size):
-        """Run L-BFGS-B on one sample; return whether it has met an adversarial example.
+    def _minimise(self, batch, closest, rows, const, size):
+        """Run L-BFGS-B on each sample; return where it has met an adversarial example.
 
         The variable is the perturbation in units of `size`, so that the
         stopping rules mean the same for all data.
         """
-        ball, x = batch.ball, batch.x
-        best, best_size = None, np.inf
+        radius = batch.ball.radius
+        const, size = const.double().cpu().numpy(), size.double().cpu().numpy()
+        best, best_length = batch.x.clone(), np.full(len(rows), np.inf)
 
-        def loss(variable):
-            nonlocal best, best_size
-            delta = torch.from_numpy(size * variable).to(x).reshape(x.shape)
+        def losses(numbers, variables):
+            part = batch
+            if len(numbers) < len(rows):
+                part = batch.select(torch.tensor(numbers, device=rows.device))
+            ball, x, unit = part.ball, part.x, size[numbers]
+            delta = torch.from_numpy(unit[:, None] * np.stack(variables)).to(x).reshape(x.shape)
             z = ball.clamp(x + ball.to_data(delta))
-            logits, value, gradient = batch.value_and_gradient(z)
-            length = variable @ variable
-            if length < best_size and batch.fooled(logits):
-                best, best_size = z, length
-            gain = ball.to_data(gradient).flatten().double().cpu().numpy()
-            return length - const / size**2 * float(value), 2 * variable - const / size * gain
+            logits, value, gradient = part.value_and_gradient(z)
+            gain = ball.to_data(gradient).flatten(1).double().cpu().numpy()
+            value, fooled = value.double().cpu().numpy(), part.fooled(logits).cpu().numpy()
+            length = np.array([variable @ variable for variable in variables])
+            better = fooled & (length < best_length[numbers])
+            kept = np.array(numbers)[better]
+            best[torch.from_numpy(kept)] = z[torch.from_numpy(better)]
+            best_length[kept] = length[better]
+            weight = const[numbers] / unit
+            return [
+                (length[k] - weight[k] / unit[k] * value[k], 2 * variable - weight[k] * gain[k])
+                for k, variable in enumerate(variables)
+            ]
 
-        def stop(intermediate_result):
-            if best_size * size**2 <= ball.radius**2:
-                raise StopIteration
+        def solver(number, bounds):
+            def stop(intermediate_result):
+                if best_length[number] * size[number] ** 2 <= radius**2:
+                    raise StopIteration
 
-        minimize(
-            loss,
-            np.zeros(x.numel()),
-            jac=True,
-            method="L-BFGS-B",
-            bounds=self._bounds(ball, size),
-            callback=stop if batch.keep == "first" else None,
-            options={"maxiter": self.n_steps, "maxfun": 2 * self.n_steps},
-        )
-        if best is not None:
-            closest.update(best, torch.ones(1, dtype=torch.bool, device=x.device), row)
-        return best is not None
+            return lambda ask: minimize(
+                ask,
+                np.zeros(batch.x[0].numel()),
+                jac=True,
+                method="L-BFGS-B",
+                bounds=bounds,
+                callback=stop if batch.keep == "first" else None,
+                options={"maxiter": self.n_steps, "maxfun": 2 * self.n_steps},
+            )
+
+        bounds = self._bounds(batch.ball, size)
+        in_lockstep([solver(*pair) for pair in enumerate(bounds)], losses)
+        found = torch.from_numpy(np.isfinite(best_length)).to(rows.device)
+        closest.update(best, found, rows)
+        return found
 
     @staticmethod
     def _bounds(ball, size):
-        """Return the box of one sample in terms of the variable."""
+        """Return the box of each sample in terms of the variable."""
         low, high = torch.full_like(ball.x, -torch.inf), torch.full_like(ball.x, torch.inf)
         if ball.low is not None:
             low, high = ball.low - ball.x, ball.high - ball.x
-        pair = [
-            ball.to_unit(bound).flatten().double().cpu().numpy() / size for bound in (low, high)
-        ]
-        return Bounds(*pair)
+        low, high = (
+            ball.to_unit(bound).flatten(1).double().cpu().numpy() / size[:, None]
+            for bound in (low, high)
+        )
+        return [Bounds(*pair) for pair in zip(low, high, strict=True)]
 
     @staticmethod
     def _shorten(batch, closest):

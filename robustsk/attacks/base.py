@@ -203,7 +203,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         y: torch.Tensor | None = None,
         objective: str | Callable | None = None,
         *,
-        return_info: Literal[True],
+        return_info: Literal[True, "values", "iterates"],
         **options: Unpack[PerturbOptions],
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
 
@@ -218,7 +218,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         seed: int | None = None,
         keep: str = "last",
         clean_logits: torch.Tensor | None = None,
-        return_info: bool = False,
+        return_info: bool | str = False,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Attack one batch of tensors.
 
@@ -244,8 +244,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
             fooled the model; or the first one that did.
         clean_logits : torch.Tensor of shape (n, n_classes), optional
             Logits of `x`, where the caller knows them already.
-        return_info : bool, default=False
-            Whether to return also what the attack reports about each sample.
+        return_info : bool, "values" or "iterates", default=False
+            Whether to return also what the attack reports about each sample. With "values" that
+            has ``info["trace_values"]``, the objective wherever its gradient was taken, of shape
+            (n, n_gradients), NaN after a sample was left alone; with "iterates" the points
+            themselves as well, ``info["trace_iterates"]``, of shape (n, n_gradients, ...).
 
         Returns
         -------
@@ -274,9 +277,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         attack = prepared.attack
         # in training the generators are those of the fit
         perturb = attack.perturb_prepared if prepared is model else attack.perturb_alike
-        x_adv, info = perturb(
-            prepared, x, y, objective, seed=seed, keep=keep, clean_logits=clean_logits
-        )
+        options = {"keep": keep, "clean_logits": clean_logits, "trace": return_info}
+        x_adv, info = perturb(prepared, x, y, objective, seed=seed, **options)
         return (x_adv, info) if return_info else x_adv
 
     def reach(self, x: torch.Tensor, bounds: tuple[np.ndarray, np.ndarray] | None = None) -> Ball:
@@ -371,8 +373,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     def _with(self, **settings):
         """Return this attack with other shared parameters."""
         attack = copy.copy(self)
-        for name, value in settings.items():
-            setattr(attack, name, value)
+        vars(attack).update(settings)
         return attack
 
     def _draw_seed(self):

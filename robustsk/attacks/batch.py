@@ -11,6 +11,7 @@ from ..victims.victim import Victim
 from .noise import SampleNoise
 from .objectives import Objective
 from .threat import Ball
+from .trace import Trace
 
 
 @dataclass
@@ -33,6 +34,8 @@ class AttackBatch:
         What to return: the last iterate (training); the last one, but never
         losing an iterate that fooled the victim; or the first that did, after
         which no more work is spent on the sample (evaluation).
+    trace : Trace or None
+        Where objectives and iterates are entered, for a caller who wants them.
     """
 
     victim: Victim
@@ -44,6 +47,7 @@ class AttackBatch:
     noise: SampleNoise
     keep: str
     clean_logits: torch.Tensor | None = None
+    trace: Trace | None = None
     info: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def select(self, index):
@@ -56,6 +60,7 @@ class AttackBatch:
             ball=self.ball.select(index),
             noise=self.noise.select(index),
             clean_logits=None if self.clean_logits is None else self.clean_logits[index],
+            trace=None if self.trace is None else self.trace.select(index),
             info={},
         )
 
@@ -71,6 +76,8 @@ class AttackBatch:
             value = self.value(logits)
             (gradient,) = self.input_gradients([value], [z])
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        if self.trace is not None:
+            self.trace.add(z, value.detach())
         return logits.detach(), value.detach(), gradient
 
     def input_gradients(self, values, inputs):

@@ -31,6 +31,7 @@ from .batch import AttackBatch
 from .noise import SampleNoise, seeded
 from .targeting import check_target, encode_target
 from .threat import Ball, check_norm, finite_or, settle
+from .trace import Trace
 
 
 @dataclass
@@ -297,7 +298,7 @@ def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
 
 
 def perturb_prepared(
-    attack, prepared, x, y=None, objective=None, *, seed=None, keep="last", clean_logits=None
+    attack, prepared, x, y=None, objective=None, *, seed=None, trace=False, **known
 ):
     """Attack one batch of tensors; see :meth:`~robustsk.attacks.BaseAttack.perturb`.
 
@@ -306,8 +307,10 @@ def perturb_prepared(
     attack : BaseAttack
         ``prepared.attack``; this function is a method of it.
     prepared : Prepared
-    x, y, objective, seed, keep, clean_logits
-        As there.
+    x, y, objective, seed, **known
+        As there, `keep` and `clean_logits` among them.
+    trace : bool, "values" or "iterates", default=False
+        What to report of the way, as `return_info` there.
 
     Returns
     -------
@@ -318,12 +321,14 @@ def perturb_prepared(
         return x.detach().clone(), {}
     seed = attack._draw_seed() if seed is None else seed
     with prepared.victim.frozen(attack.bn_mode, attack._engine()) as seen:
-        x, y, clean_logits = _usable(x), _usable(y), _usable(clean_logits)
+        x, y = _usable(x), _usable(y)
+        known = {"keep": "last", **known, "clean_logits": _usable(known.get("clean_logits"))}
+        if isinstance(trace, str):
+            known["trace"] = Trace(len(x), trace, x.device)
         seen = seen.precise if attack._asks_only else seen
-        batch = prepared.batch(
-            seen, x, y, objective, seed=seed, keep=keep, clean_logits=clean_logits
-        )
-        return finite_or(x, attack._attack_batch(batch).detach()), batch.info
+        batch = prepared.batch(seen, x, y, objective, seed=seed, **known)
+        x_adv = finite_or(x, attack._attack_batch(batch).detach())
+        return x_adv, batch.info if batch.trace is None else batch.info | batch.trace.info()
 
 
 def perturb_alike(attack, prepared, x, *given, seed=None, **options):

@@ -63,7 +63,8 @@ def descend(
         if len(todo) == 0:
             break
         part = batch if len(todo) == len(best) else batch.select(todo)
-        count = n_together(part.x, runs - run) if run else 1
+        # a trace has one run after the other
+        count = n_together(part.x, runs - run) if run and batch.trace is None else 1
         z = torch.cat(
             [
                 part.ball.random_start(random_start, part.noise, Stream.START + s, start_std)

@@ -372,21 +372,25 @@ class AutoAttack(BaseAttack):
         return state.X_adv, {"stage": state.stage}
 
     def perturb_prepared(
-        self, prepared, x, y=None, objective=None, *, seed=None, keep="last", clean_logits=None
+        self, prepared, x, y=None, objective=None, *, seed=None, trace=False, **known
     ):
         """Attack one batch of tensors; see :meth:`BaseAttack.perturb`.
 
         Parameters
         ----------
         prepared : Prepared
-        x, y, objective, seed, keep, clean_logits
+        x, y, objective, seed, **known
             As there; the stages have objectives of their own.
+        trace : bool, default=False
+            No path is reported: the stages go several.
 
         Returns
         -------
         x_adv : torch.Tensor of the shape of `x`
         info : dict of str to torch.Tensor
         """
+        if isinstance(trace, str):
+            raise ValueError(f"return_info={trace!r}: ask the attacks of AutoAttack one by one.")
         if len(x) == 0:
             return x.detach().clone(), {}
         values, victim = x.detach().cpu().numpy(), prepared.victim

@@ -192,9 +192,14 @@ class _ExpectedBatch(AttackBatch):
     def value_and_gradient(self, z):
         n_draws = self.expected.n_draws
         logits, value, gradient = [], 0.0, 0.0
+        # single draws are no part of the path
+        trace, self.trace = self.trace, None
         with self.expected.once():
             for _ in range(n_draws):
                 drawn = super().value_and_gradient(z)
                 logits.append(drawn[0])
                 value, gradient = value + drawn[1] / n_draws, gradient + drawn[2] / n_draws
+        self.trace = trace
+        if trace is not None:
+            trace.add(z, value)
         return _mean_prediction(logits), value, gradient

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from promises import STRONG, able, every_norm, make, norms_on, randomised
+from recording import assert_in_ball, assert_in_box
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -12,28 +13,6 @@ from sklearn.preprocessing import StandardScaler
 either_dtype = pytest.mark.parametrize(
     "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)]
 )
-
-
-def assert_in_ball(X_adv, X, norm, eps):
-    assert X_adv.dtype == X.dtype
-    assert X_adv.shape == X.shape
-    eps = float(eps)
-    for moved in (X_adv - X, X_adv.astype(np.float64) - X.astype(np.float64)):
-        flat = moved.reshape(len(moved), -1)
-        sizes = {
-            np.inf: lambda d: np.abs(d).max(axis=1),
-            2.0: lambda d: np.sqrt((d**2).sum(axis=1)),
-            1.0: lambda d: np.abs(d).sum(axis=1),
-            0.0: lambda d: (d != 0).sum(axis=1).astype(d.dtype),
-        }[norm](flat)
-        assert sizes.dtype == moved.dtype
-        assert np.all(sizes.astype(np.float64) <= eps)
-        assert np.all(np.linalg.norm(flat, ord=norm, axis=1).astype(np.float64) <= eps)
-
-
-def assert_in_box(X_adv, low, high):
-    assert np.all(X_adv.astype(np.float64) >= low)
-    assert np.all(X_adv.astype(np.float64) <= high)
 
 
 def assert_output_is_in_ball_and_box(cls, norm, dtype, clip, problem, model):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from promises import STRONG, default_norm, every_attack, make, per_code_path, scaled, with_objective
+from recording import assert_same_state, snapshot
 
 
 def prepare(net):
@@ -16,28 +17,6 @@ def prepare(net):
         if i % 2:
             p.grad = torch.full_like(p, float(i))
     return net
-
-
-def snapshot(net):
-    return {
-        "parameters": {k: p.detach().clone() for k, p in net.named_parameters()},
-        "requires_grad": {k: p.requires_grad for k, p in net.named_parameters()},
-        "grad": {k: None if p.grad is None else p.grad.clone() for k, p in net.named_parameters()},
-        "buffers": {k: b.clone() for k, b in net.named_buffers()},
-        "training": {k: m.training for k, m in net.named_modules()},
-    }
-
-
-def assert_same_state(before, after):
-    assert before["requires_grad"] == after["requires_grad"]
-    assert before["training"] == after["training"]
-    for part in ("parameters", "grad", "buffers"):
-        assert before[part].keys() == after[part].keys()
-        for key, value in before[part].items():
-            if value is None:
-                assert after[part][key] is None, key
-            else:
-                assert_array_equal(after[part][key].numpy(), value.numpy(), err_msg=key)
 
 
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
 from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
@@ -39,6 +40,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from ._parameters import PerturbOptions
+
+
+def _has_columns(attack):
+    """Return whether samples are rows of a table, as far as is known."""
+    return len(getattr(attack, "_sample_shape", ())) < 2
 
 
 class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -519,6 +525,22 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 )
         check_sample_shape(values.shape[1:], fitted or values.shape[1:], self)
         return values if lazy is None else lazy
+
+    # without it scikit-learn leaves images as they are, whatever output is set
+    @available_if(_has_columns)
+    def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
+        """Return the names of the columns of a table, which are those of the input.
+
+        Parameters
+        ----------
+        input_features : array-like of str, optional
+            Names of the features where `fit` has seen none.
+
+        Returns
+        -------
+        names : ndarray of str of shape (n_features,)
+        """
+        return super().get_feature_names_out(input_features)
 
     def fit_resample(self, X: Any, y: ArrayLike, labels: str = "predicted") -> tuple[Any, Any]:
         """Append adversarial copies to the data.

@@ -7,6 +7,7 @@ from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 #: Attacks to be named in messages, by what they ask for. They live on a floor above this one; a
 #: test compares the names with the attacks.
@@ -32,10 +33,25 @@ def check_victim_fitted(model):
             "PGD(sklearn.frozen.FrozenEstimator(clf)), and it stays fitted."
         ) from error
     except TypeError as error:
+        name = type(model).__name__
+        if hasattr(model, "predict"):
+            raise NoGradientError(
+                f"{name} has `predict` and no classes_: give it classes_, all labels that it "
+                "predicts, or attack as_victim(model, classes=[...]) in its place."
+            ) from error
         raise NoGradientError(
-            f"{type(model).__name__} is neither a torch module nor an estimator, nor has it "
-            "`predict` and classes_, which black-box attacks need."
+            f"{name} is neither a torch module nor an estimator, nor has it `predict` and "
+            "classes_, which black-box attacks need."
         ) from error
+
+
+def check_has_weights(module):
+    """Raise if layers of a network wait for data to learn their shapes from."""
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        raise ValueError(
+            f"{type(module).__name__} has lazy layers that have not seen any data, and no weights "
+            "that could be attacked: train it, or call it once on a batch."
+        )
 
 
 def _is_interface(model):

@@ -181,7 +181,14 @@ class _Labels(_Asked):
         if predicted.ndim == 2 and predicted.shape[1] > 1:
             raise several_labels(type(self.estimator).__name__)
         predicted = predicted.reshape(len(x))
-        column = self.order[np.searchsorted(self.classes, predicted, sorter=self.order)]
+        place = np.searchsorted(self.classes, predicted, sorter=self.order)
+        column = self.order[np.minimum(place, len(self.order) - 1)]
+        strange = np.unique(predicted[self.classes[column] != predicted])
+        if len(strange):
+            raise ValueError(
+                f"{type(self.estimator).__name__} predicts {strange[:10].tolist()}, and its "
+                f"classes are {self.classes[:10].tolist()}: they must be all that it may predict."
+            )
         return torch.from_numpy(np.eye(len(self.classes))[column]).to(x.device)
 
 

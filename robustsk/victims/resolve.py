@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.ensemble import VotingClassifier
@@ -22,7 +23,7 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from torch import nn
 
-from ._checks import check_one_label, check_victim_fitted, no_gradient
+from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
 from .converters import convert, convert_step, real_steps
@@ -59,8 +60,9 @@ def as_victim(
         `classes_` and these methods are enough.
     classes : array-like of shape (n_classes,), optional
         Labels in the order of the logits, for a torch module, which knows its
-        classes only as 0, 1, 2, ... The victim takes the place of the module
-        wherever one is attacked.
+        classes only as 0, 1, 2, ..., or all labels that a model with `predict`
+        and without `classes_` may answer. The victim takes the place of the
+        model wherever one is attacked.
 
     Returns
     -------
@@ -83,17 +85,29 @@ def as_victim(
     >>> attack.generate(torch.rand(2, 4), ["dog", "cat"]).shape
     torch.Size([2, 4])
     """
-    if classes is not None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(
-                f"classes are for torch modules; {type(model).__name__} knows its own, or none."
-            )
+    if classes is not None and isinstance(model, nn.Module):
+        check_has_weights(model)
         return Victim(model, classes=classes)
+    if classes is not None:
+        return _told(model, classes, attack)
     victim = _victim(model, attack, access)
     if not isinstance(model, (Victim, nn.Module, list, tuple, dict)):
         # what is asked for labels is asked for those of `predict`
         victim.own_predict = None if _is_asked_for_labels(victim) else own_predict_of(model)
     return victim
+
+
+def _told(model, classes, attack):
+    """Return the victim that a model is which answers and does not know its classes."""
+    if not hasattr(model, "predict") or hasattr(model, "classes_"):
+        raise TypeError(
+            "classes are for torch modules, and for models that have `predict` and do not know "
+            f"them; {type(model).__name__} knows its own, or none."
+        )
+    model = copy.copy(model)
+    model.classes_ = np.asarray(classes)
+    has_scores = hasattr(model, "decision_function") or hasattr(model, "predict_proba")
+    return as_victim(model, attack=attack, access="scores" if has_scores else "labels")
 
 
 def _victim(model, attack, access):
@@ -102,6 +116,7 @@ def _victim(model, attack, access):
             raise no_gradient(attack, model.name)
         return model
     if isinstance(model, nn.Module):
+        check_has_weights(model)
         return Victim(model)
     if isinstance(model, (list, tuple, dict)):
         models = list(model.values() if isinstance(model, dict) else model)

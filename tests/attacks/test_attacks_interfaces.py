@@ -84,6 +84,48 @@ def test_a_model_behind_an_interface(kind, table):
         PGD(kind(model), **STEP).generate(table.X)
 
 
+class Nameless:
+    """Answers, and does not say what it may answer."""
+
+    def __init__(self, model):
+        self.predict = model.predict
+
+
+class NamelessWithScores(Nameless):
+    def __init__(self, model):
+        super().__init__(model)
+        self.predict_proba = model.predict_proba
+
+
+def test_a_model_that_does_not_know_its_classes_is_told_them(table):
+    names = np.array(["a", "b", "c"])[table.y]
+    model = LogisticRegression().fit(table.X, names)
+    remote, attack = Nameless(model), HopSkipJump(max_queries=40, **STEP)
+    with pytest.raises(NoGradientError, match=r"no classes_: give it .* as_victim\(model, classes"):
+        score_adversarial(remote, table.X, names, attack)
+    told = as_victim(remote, classes=["c", "a", "b"])
+    assert not hasattr(remote, "classes_")
+    expected = score_adversarial(model, table.X[:9], names[:9], attack)
+    assert score_adversarial(told, table.X[:9], names[:9], attack) == expected < 1
+    with pytest.raises(ValueError, match=r"Nameless predicts \['c'\], and its classes are"):
+        attack._with(estimator=as_victim(remote, classes=["a", "b"])).generate(table.X)
+    with pytest.raises(NoGradientError, match="follows gradients and Nameless has none"):
+        score_adversarial(told, table.X, names, PGD(**STEP))
+    square = SquareAttack(max_queries=40, **STEP)
+    asked = as_victim(NamelessWithScores(model), classes=["a", "b", "c"])
+    expected = score_adversarial(as_victim(model, access="scores"), table.X, names, square)
+    assert score_adversarial(asked, table.X, names, square) == pytest.approx(expected, abs=0.03)
+
+
+def test_a_network_without_weights_cannot_be_attacked(images):
+    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+    attack = FGSM(net, eps=0.1, clip=(0, 1))
+    with pytest.raises(ValueError, match="Sequential has lazy layers that have not seen any data"):
+        attack.generate(images.X[:2])
+    net(torch.tensor(images.X[:2]))
+    assert attack.generate(images.X[:2]).shape == (2, 1, 8, 8)
+
+
 def test_what_is_no_model_at_all():
     for thing, error, words in (
         (object(), TypeError, "nor has it `predict` and classes_"),
@@ -200,7 +242,9 @@ def test_names_are_asked_for(table):
             call()
     with pytest.raises(ValueError, match="returns 3 logits per sample and has 2 classes"):
         FGSM(as_victim(table.net, classes=["a", "b"]), **STEP).generate(table.X)
-    with pytest.raises(TypeError, match="classes are for torch modules; Pipeline knows its own"):
+    with pytest.raises(
+        TypeError, match=r"classes are for torch modules, .* Pipeline knows its own"
+    ):
         as_victim(table.linear, classes=["a", "b", "c"])
 
 

@@ -326,3 +326,10 @@ def test_a_damaged_file_is_named(path, damage):
     with pytest.raises(ValueError, match="is damaged or holds no state of AutoAttack") as error:
         attack(path).evaluate(X, Y)
     assert str(path) in str(error.value)
+
+
+def test_where_no_file_can_be_is_said_before_anything_is_attacked(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist: make .*missing' first"):
+        attack(tmp_path / "missing" / "state.npz").evaluate(X, Y)
+    with pytest.raises(IsADirectoryError, match="give the name of a file in it"):
+        attack(tmp_path).evaluate(X, Y)

@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from promises import every_attack, make, per_code_path
+from promises import CHEAPEST, every_attack, make, per_code_path
+from sklearn import config_context
+from sklearn.base import clone
 from torch.utils.data import TensorDataset
 
 #: What decides what becomes of the container, and of the names in it.
@@ -89,6 +91,18 @@ def test_set_output(cls, table):
         make(cls, table.model, eps=0.3, random_state=0).set_output(transform="pandas").fit(table.X)
     )
     assert list(attack.transform(table.X[:4]).columns) == [f"x{i}" for i in range(6)]
+
+
+@per_door
+def test_images_have_no_columns_whatever_output_is_set(cls, images):
+    X = images.X[:4]
+    attack = make(cls, images.net, settings=CHEAPEST, eps=0.1, clip=(0, 1), random_state=0)
+    expected = attack.fit(X).transform(X)
+    for kind in ("pandas", "polars"):
+        with config_context(transform_output=kind):
+            assert_array_equal(attack.fit_transform(X), expected)
+        other = clone(attack).set_params(estimator=images.net).set_output(transform=kind)
+        assert_array_equal(other.fit(X).transform(X), expected)
 
 
 @every_attack

@@ -58,6 +58,22 @@ class StageResult:
     seconds: float
 
 
+def _check_place(path):
+    """Raise now, and not after the first stage, if no file can be written at `path`."""
+    if path is None:
+        return
+    if os.path.isdir(path):
+        raise IsADirectoryError(
+            f"state_path={os.fspath(path)!r} is a folder: give the name of a file in it."
+        )
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            f"state_path={os.fspath(path)!r} is in a folder that does not exist: make {folder!r} "
+            "first, or give another path."
+        )
+
+
 class State:
     """What has been achieved so far, kept in a file if there is one.
 
@@ -71,6 +87,7 @@ class State:
     """
 
     def __init__(self, X, known, seed, path):
+        _check_place(path)
         self.known, self.seed, self.path = known, seed, path
         self.begin_anew(X)
         self.saved, self.interval = time.monotonic(), _SAVE_EVERY

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 
-from .._containers import Batches, Rows
+from .._containers import Batches, Rows, is_out_of_memory
 from .._generator import GeneratorState
 from ._checks import ASK_FOR_LABELS, no_answer
 from ._outputs import has_answer, is_probability, is_single_probability
@@ -29,6 +29,10 @@ def few_rows(X, most):
     if isinstance(X, Rows):
         return np.arange(min(count, _MOST_READ))
     return np.linspace(0, len(X) - 1, count).astype(int)
+
+
+def _has_channels_last(sample_shape):
+    return len(sample_shape) == 3 and sample_shape[-1] in (1, 3, 4) and sample_shape[0] > 4
 
 
 class FirstLook:
@@ -55,9 +59,18 @@ class FirstLook:
         self.values = np.asarray(X[self.rows])
         parts = []
         with GeneratorState.present(victim.device).watched() as has_drawn:
-            Batches(len(self.rows)).run(
-                lambda rows: parts.append(victim.logits(self.values[rows])), len(self.rows)
-            )
+            try:
+                Batches(len(self.rows)).run(
+                    lambda rows: parts.append(victim.logits(self.values[rows])), len(self.rows)
+                )
+            except RuntimeError as error:
+                if not _has_channels_last(X.shape[1:]) or is_out_of_memory(error):
+                    raise
+                raise ValueError(
+                    f"{victim.name} does not take X of shape {X.shape}, which looks like images "
+                    "with their channels last; PyTorch has them first: pass "
+                    "X.transpose(0, 3, 1, 2) (NumPy) or X.permute(0, 3, 1, 2) (PyTorch)."
+                ) from error
         self.draws = has_drawn()
         self.logits = torch.cat(parts)
 

@@ -117,6 +117,14 @@ def test_a_model_that_does_not_know_its_classes_is_told_them(table):
     assert score_adversarial(asked, table.X, names, square) == pytest.approx(expected, abs=0.03)
 
 
+def test_images_with_their_channels_last_are_told_what_to_do(images):
+    for X in (images.X[:5].transpose(0, 2, 3, 1), np.zeros((2, 9, 7, 3))):
+        with pytest.raises(ValueError, match=r"channels last; .* pass X.transpose\(0, 3, 1, 2\)"):
+            FGSM(images.net, eps=0.1, clip=(0, 1)).generate(X)
+    with pytest.raises(RuntimeError, match="to have 1 channels, but got 3"):
+        FGSM(images.net, eps=0.1, clip=(0, 1)).generate(np.zeros((2, 3, 9, 9)))
+
+
 def test_a_network_without_weights_cannot_be_attacked(images):
     net = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     attack = FGSM(net, eps=0.1, clip=(0, 1))

@@ -335,3 +335,12 @@ def test_subclasses_have_the_whole_signature():
     assert not any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(BaseAttack).parameters.values()
     )
+
+
+@pytest.mark.parametrize("cls", [*ATTACKS, *DEFENSES])
+def test_names_can_be_completed_before_anything_is_fitted(cls):
+    # newer versions of scikit-learn look at every attribute for it
+    names = [name for name in dir(cls) if not name.startswith("_")]
+    new = cls()
+    assert all(isinstance(hasattr(new, name), bool) for name in names)
+    assert "fit" in dir(new)

@@ -350,8 +350,11 @@ class BaseDefense(
 
     @property
     def epoch(self):
-        """Number of the present epoch, from 0, over all calls of `fit` that go on from another."""
-        return len(self.history_) - 1
+        """Number of the present epoch, from 0, over all calls of `fit` that go on from another.
+
+        It is -1 before the first.
+        """
+        return len(self.history_ or ()) - 1
 
     def _check_logits(self, logits, x):
         n_classes = len(self.classes_inferred_)

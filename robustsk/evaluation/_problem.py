@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from .._containers import check_floats, dataset_labels, is_dataset, to_array
 from .._validation import check_labels, encode_labels, in_order, learn_bounds, names_of
 from ..attacks.base import check_attack
 from ..attacks.gradient.fgsm import FGSM
+from ..attacks.noise import seeded
 from ..attacks.objectives import OBJECTIVES
 from ..attacks.threat import check_eps, check_norm
 from ..attacks.wrappers.base import same_value
@@ -72,6 +74,9 @@ class Problem:
         self.values = check_floats(X)
         self.y = column_or_1d(check_labels(y))
         check_consistent_length(self.values, self.y)
+        if not isinstance(random_state, (int, np.integer)):
+            random_state = check_random_state(random_state).randint(2**31 - 1)
+        self.seed = int(random_state)
         self._find_victim()
         self.asked._inspected = True  # that it returns probabilities is said by a red flag
         self.index = encode_labels(self.y, self.asked.learn_classes(self.values), "y")
@@ -92,9 +97,6 @@ class Problem:
         low, high = FGSM(clip=self.clip)._box(self.bounds)
         if low is not None:
             self.bounds = low, high
-        if not isinstance(random_state, (int, np.integer)):
-            random_state = check_random_state(random_state).randint(2**31 - 1)
-        self.seed = int(random_state)
         start = time.perf_counter()
         self.y_pred = self.predict(self.values)
         self.seconds = time.perf_counter() - start
@@ -144,9 +146,14 @@ class Problem:
             setattr(other, name, getattr(self, name)[rows])
         return other
 
+    def seeded(self):
+        """Return a context in which a model that draws numbers gives the same answers again."""
+        return seeded(self.seed, self.asked.device)
+
     def predict(self, values, attacked=False):
         """Return the labels that the estimator predicts."""
-        return predicted_index(self.estimator, self.asked, values, self.X, attacked=attacked)
+        with self.seeded() if self.asked.draws else nullcontext():
+            return predicted_index(self.estimator, self.asked, values, self.X, attacked=attacked)
 
     def attack(self, cls, **own):
         """Return an attack of this threat model."""
@@ -208,7 +215,7 @@ class Problem:
         Unlike the gradients that attacks see, it still holds what is not finite.
         """
         victim = self.asked
-        with victim.frozen() as seen, torch.enable_grad():
+        with self.seeded(), victim.frozen() as seen, torch.enable_grad():
             x = torch.from_numpy(np.array(values)).to(victim.device, victim.dtype)
             x.requires_grad_(True)
             logits = seen(x)

@@ -200,10 +200,11 @@ class Probe:
         """Logits of several forward passes, shape (n_passes, n, n_classes)."""
         values = self.problem.values
         batches = [values[start : start + _BATCH] for start in range(0, len(values), _BATCH)]
-        passes = [
-            torch.cat([self.problem.asked.logits(batch) for batch in batches])
-            for _ in range(_N_PASSES)
-        ]
+        with self.problem.seeded():
+            passes = [
+                torch.cat([self.problem.asked.logits(batch) for batch in batches])
+                for _ in range(_N_PASSES)
+            ]
         return torch.stack(passes).double().numpy()
 
     @cached_property
@@ -371,7 +372,7 @@ def _lead(logits, index):
 def _gradient_does_not_predict(probe):
     problem = probe.problem.take(probe.problem.correct)
     reach, wrong, told = problem.attack(PGD).reach, [], []
-    with problem.asked.frozen() as seen:
+    with problem.seeded(), problem.asked.frozen() as seen:
         for start in range(0, len(problem.y), _BATCH):
             rows = slice(start, start + _BATCH)
             x = torch.from_numpy(np.array(problem.values[rows])).to(seen.device, seen.dtype)

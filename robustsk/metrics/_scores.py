@@ -137,7 +137,8 @@ def play(run, estimator, X, y_true, keep_samples=False):
     AdversarialOutcome
     """
     attack, victim, batches, values = run.attack, run.victim, run.batches, run.X
-    y_pred = predicted_index(estimator, victim, values, X, batches)
+    with run.seeded():
+        y_pred = predicted_index(estimator, victim, values, X, batches)
     correct = np.flatnonzero(y_pred == y_true)
     X_adv = copy_of(values) if keep_samples else None
     y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0
@@ -150,7 +151,8 @@ def play(run, estimator, X, y_true, keep_samples=False):
         found, reported = attack.run(run if whole else run.take(part, run.X[part]), keep="first")
         n_forward += victim.calls.forward - before.forward
         n_backward += victim.calls.backward - before.backward
-        labels = predicted_index(estimator, victim, found, X, batches, True)
+        with run.seeded():
+            labels = predicted_index(estimator, victim, found, X, batches, True)
         # one that is nobody's may not fit among the others
         y_pred_adv = y_pred_adv.astype(np.promote_types(y_pred_adv.dtype, labels.dtype), copy=False)
         y_pred_adv[rows] = labels

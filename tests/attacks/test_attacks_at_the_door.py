@@ -373,6 +373,25 @@ def test_a_module_that_draws(attack):
             assert (other.generate(X) != first).any()
 
 
+def test_scores_of_a_module_that_draws():
+    X, y, net = np.tile(UNIT, (4, 1)), np.tile(Y, 4), Drawing()
+    attack = PGD(eps=0.1, n_steps=2, clip=(0, 1), random_state=0)
+
+    def report():
+        options = {"eps": 0.1, "clip": (0, 1), "random_state": 0}
+        found = robustness_report(net, X, y, attacks={"PGD": attack}, **options)
+        flags = [(flag.name, flag.evidence) for flag in found.red_flags]
+        return [row.accuracy for row in found.rows.values()], flags
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        before = torch.get_rng_state()
+        first = score_adversarial(net, X, y, attack), report()
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.manual_seed(7)
+        assert (score_adversarial(net, X, y, attack), report()) == first
+
+
 def test_draws_differ_from_question_to_question():
     seen = []
 

@@ -30,6 +30,13 @@ def is_dataset(X):
     return isinstance(X, Dataset) or (helper is not None and isinstance(X, helper.SliceDataset))
 
 
+#: How messages about several inputs end.
+_SEVERAL = (
+    "and networks with several inputs are not supported: there must be one input array, which the "
+    "module may take apart."
+)
+
+
 def sample_of(item):
     """Return the features of one item of a Dataset, with or without its label."""
     if isinstance(item, Mapping):
@@ -37,7 +44,14 @@ def sample_of(item):
             f"The items of the Dataset are dicts ({sorted(map(str, item))}): each must be a pair "
             "(features, label), or the features alone, as one array."
         )
-    return item[0] if isinstance(item, (tuple, list)) else item
+    if not isinstance(item, (tuple, list)):
+        return item
+    inputs = item[0]
+    if len(item) > 2 and np.asarray(item[1]).size > 1:  # which is no label
+        inputs = item[:-1]
+    if isinstance(inputs, (tuple, list, Mapping)):
+        raise TypeError(f"The items of the Dataset have {len(inputs)} inputs, {_SEVERAL}")
+    return item[0]
 
 
 def read_sample(dataset, index):
@@ -66,6 +80,8 @@ def dataset_features(dataset):
 def dataset_labels(dataset):
     """Return the labels of a torch Dataset, read item by item if need be."""
     check_not_empty(dataset)
+    first = dataset[0]
+    sample_of(first)  # raises if items are of another kind
     for name in ("targets", "labels", "y"):
         labels = getattr(dataset, name, None)
         if labels is not None and len(labels) == len(dataset):
@@ -73,8 +89,6 @@ def dataset_labels(dataset):
     tensors = getattr(dataset, "tensors", None)
     if tensors is not None and len(tensors) > 1:
         return np.asarray(tensors[1])
-    first = dataset[0]
-    sample_of(first)  # raises if items are of another kind
     if not isinstance(first, (tuple, list)) or len(first) < 2:
         raise ValueError("The Dataset yields no labels: pass them as y.")
     return np.asarray([np.asarray(dataset[i][1]).item() for i in range(len(dataset))])
@@ -86,14 +100,39 @@ def to_array(X):
         return _from_torch(X).numpy()
     if is_dataset(X):
         return dataset_features(X)
+    check_one_input(X)
     if isinstance(X, DataLoader):
         raise TypeError("X is a DataLoader, and batches are made here: pass loader.dataset.")
     if isinstance(X, Mapping) and not issparse(X):  # a DOK matrix is a dict as well
-        raise TypeError(
-            f"X is a dict of inputs ({sorted(map(str, X))}), and networks with several inputs are "
-            "not supported: there must be one input array, which the module may take apart."
-        )
+        raise TypeError(f"X is a dict of inputs ({sorted(map(str, X))}), {_SEVERAL}")
     return X
+
+
+def check_one_input(X, y=None):
+    """Raise if X is a list or tuple of arrays that hold different features of the same samples.
+
+    Parameters
+    ----------
+    X : object
+    y : array-like of shape (n_samples,), optional
+        Labels, which tell how many samples there are. Without them only the shapes can tell.
+    """
+    if not isinstance(X, (tuple, list)):
+        return
+    n_samples = len(y) if hasattr(y, "__len__") else None
+    if len(X) in (0, n_samples):
+        return
+    shapes = [getattr(part, "shape", ()) for part in X]
+    lengths = {shape[0] if len(shape) > 1 else None for shape in shapes}
+    if (
+        len(lengths) == 1
+        and None not in lengths
+        and (lengths == {n_samples} or (n_samples is None and len(set(shapes)) > 1))
+    ):
+        raise TypeError(
+            f"X is a {type(X).__name__} of {len(X)} arrays, of shapes "
+            f"{', '.join(str(tuple(shape)) for shape in shapes)}, {_SEVERAL}"
+        )
 
 
 def _from_torch(X):

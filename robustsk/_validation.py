@@ -144,6 +144,32 @@ def in_order(values, names, what):
     return numbers[[labels.index(name) for name in names]]
 
 
+#: What scikit-learn calls estimators that do not answer with classes.
+_OTHER_KINDS = {
+    "regressor": "a regressor",
+    "clusterer": "a clusterer",
+    "outlier_detector": "an outlier detector",
+    "density_estimator": "a density estimator",
+    "transformer": "a transformer",
+}
+
+
+def check_classifies(estimator):
+    """Raise if an estimator says of itself that it does not predict classes."""
+    tags = getattr(estimator, "__sklearn_tags__", None)
+    if isinstance(estimator, type) or not callable(tags) or hasattr(estimator, "classes_"):
+        return
+    kind = _OTHER_KINDS.get(tags().estimator_type)
+    if kind is not None:
+        example = ""
+        if kind == "a regressor":
+            example = ", e.g. one fitted on the quantiles of y, pandas.qcut(y, 5, labels=False)"
+        raise TypeError(
+            f"{type(estimator).__name__} is {kind}, and robustness here is that of classes, which "
+            f"an attack changes or does not: pass a classifier{example}."
+        )
+
+
 def check_range(X, lower, upper):
     """Raise if `X` lies outside of an explicit box by more than rounding."""
     if lower is None:

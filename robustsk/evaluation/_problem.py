@@ -13,8 +13,15 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._containers import check_floats, dataset_labels, is_dataset, to_array
-from .._validation import check_labels, encode_labels, in_order, learn_bounds, names_of
+from .._containers import check_floats, check_one_input, dataset_labels, is_dataset, to_array
+from .._validation import (
+    check_classifies,
+    check_labels,
+    encode_labels,
+    in_order,
+    learn_bounds,
+    names_of,
+)
 from ..attacks.base import check_attack
 from ..attacks.gradient.fgsm import FGSM
 from ..attacks.noise import seeded
@@ -66,9 +73,11 @@ class Problem:
     """
 
     def __init__(self, estimator, X, y, *, norm, eps, clip, random_state, attacks=()):
+        check_classifies(estimator)
         if is_dataset(X):
             y = dataset_labels(X) if y is None else y
             X = to_array(X)
+        check_one_input(X, y)
         self.estimator, self.X = estimator, X
         self.name = type(estimator).__name__
         self.values = check_floats(X)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
-from .._containers import check_floats, dataset_labels, is_dataset
-from .._validation import check_labels, encode_labels, learn_bounds
+from .._containers import check_floats, check_one_input, dataset_labels, is_dataset
+from .._validation import check_classifies, check_labels, encode_labels, learn_bounds
 from ..victims.ensemble import join_victims
 from ..victims.resolve import as_victim, members_as_victims
 from ..victims.victim import Victim
@@ -30,6 +30,7 @@ def check_samples(X, y):
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
     y_true = column_or_1d(check_labels(y))
+    check_one_input(X, y_true)
     values = check_floats(X)
     check_consistent_length(values, y_true)
     return values, y_true
@@ -64,6 +65,7 @@ def prepared(attack, model, values, y_true, X, **known):
     -------
     Prepared
     """
+    check_classifies(model)
     attack = attack._resolved()
     victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
     bounds = valid_range(attack, victim, values)

@@ -13,8 +13,16 @@ from scipy.stats import binomtest
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
-from .._containers import Batches, check_rows, chunks, copy_of, dataset_labels, is_dataset
-from .._validation import check_labels
+from .._containers import (
+    Batches,
+    check_one_input,
+    check_rows,
+    chunks,
+    copy_of,
+    dataset_labels,
+    is_dataset,
+)
+from .._validation import check_classifies, check_labels
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
 from ..victims._checks import no_answer
@@ -107,9 +115,11 @@ def adversarial_outcome(
 def _prepare(estimator, X, y, attack):
     """Return the run of an attack on labelled samples, and the labels."""
     check_attack(attack)
+    check_classifies(estimator)
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
     y_true = column_or_1d(check_labels(y))
+    check_one_input(X, y_true)
     values = check_rows(X)
     check_consistent_length(values, y_true)
     if values.shape[1] != getattr(estimator, "n_features_in_", values.shape[1]):

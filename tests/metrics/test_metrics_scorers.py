@@ -4,12 +4,26 @@ import numpy as np
 import pytest
 import sklearn
 from numpy.testing import assert_allclose
+from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold, cross_val_score, cross_validate
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import OneClassSVM
 from sklearn.utils.metadata_routing import get_routing_for_object
+from skorch import NeuralNetRegressor
+from torch import nn
 
-from robustsk import PGD, StandardClassifier, make_adversarial_scorer, score_adversarial
+from robustsk import (
+    PGD,
+    SquareAttack,
+    StandardClassifier,
+    make_adversarial_scorer,
+    robustness_report,
+    score_adversarial,
+)
 
 ATTACK = PGD(eps=0.2, n_steps=3, random_state=0, clip=None)
 
@@ -79,3 +93,40 @@ def test_a_defence_that_has_not_seen_a_class(iris):
     clf = StandardClassifier(max_epochs=2, random_state=0, device="cpu").fit(X[:100], y[:100])
     scorer = make_adversarial_scorer(PGD(eps=0))
     assert_allclose(scorer(clf, X, y), clf.score(X, y))
+
+
+REGRESSORS = {
+    "Ridge": lambda X, y: Ridge().fit(X, y),
+    "RandomForestRegressor": lambda X, y: RandomForestRegressor(2, random_state=0).fit(X, y),
+    "Pipeline": lambda X, y: make_pipeline(StandardScaler(), Ridge()).fit(X, y),
+    "GridSearchCV": lambda X, y: GridSearchCV(Ridge(), {"alpha": [1.0]}, cv=2).fit(X, y),
+    "NeuralNetRegressor": lambda X, y: NeuralNetRegressor(nn.Linear(4, 1), max_epochs=0).fit(
+        X.astype(np.float32), y.astype(np.float32)[:, None]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REGRESSORS)
+@pytest.mark.parametrize("attack", [ATTACK, SquareAttack(eps=0.1, max_queries=5)])
+@pytest.mark.parametrize("target", ["numbers", "classes", "several numbers"])
+def test_a_regressor_is_told_to_be_one(iris, name, attack, target):
+    """Advice about gradients would lead nowhere."""
+    X, y = iris
+    model = REGRESSORS[name](X, X[:, 0])
+    y = {"numbers": X[:, 0], "classes": y, "several numbers": X}[target]
+    match = f"^{name} is a regressor, .*: pass a classifier, .*qcut"
+    for ask in (
+        lambda: score_adversarial(model, X, y, attack),
+        lambda: make_adversarial_scorer(attack)(model, X, y),
+        lambda: robustness_report(model, X, y),
+    ):
+        with pytest.raises(TypeError, match=match):
+            ask()
+
+
+def test_what_else_predicts_no_classes(iris):
+    X, y = iris
+    with pytest.raises(TypeError, match=r"^KMeans is a clusterer, .*: pass a classifier\.$"):
+        score_adversarial(KMeans(3, n_init=1, random_state=0).fit(X), X, y, ATTACK)
+    with pytest.raises(TypeError, match=r"^OneClassSVM is an outlier detector, .* classifier\.$"):
+        score_adversarial(OneClassSVM().fit(X), X, y, ATTACK)

@@ -14,7 +14,9 @@ from sklearn.utils.validation import (
 from torch.utils.data import Subset
 
 from .._containers import (
+    Rows,
     check_not_empty,
+    check_one_input,
     dataset_labels,
     is_dataset,
     read_sample,
@@ -26,9 +28,10 @@ from .._validation import (
     check_sample_shape,
     encode_labels,
     learn_bounds,
+    warn_about_radius,
     warn_about_units,
 )
-from ..attacks.threat import check_eps, check_norm
+from ..attacks.threat import check_norm
 from ..training._data import Samples
 from ..victims.engine import Engine
 
@@ -57,6 +60,7 @@ class Preparation(SparseInput):
                 self.n_features_in_ = shape[0] if shape else 1
         else:
             original = X
+            check_one_input(X, y)
             X, y = validate_data(
                 self,
                 to_dense(to_array(X)),
@@ -96,11 +100,20 @@ class Preparation(SparseInput):
         if adversary.precision is None:
             adversary.precision = self.precision
         self._learn_range(X, first_time)
-        if not is_dataset(X):
-            warn_about_units(original, check_eps(adversary.eps, check_norm(adversary.norm), shape))
+        self._warn_about_scale(X if is_dataset(X) else original, shape, first_time)
         samples = Samples(X, encoded, weight)
         samples.rows = kept
         return samples
+
+    def _warn_about_scale(self, original, shape, first_time):
+        """Say so where the radius of the adversary is in other units than the data."""
+        adversary = self.adversary_._resolved()
+        norm = check_norm(adversary.norm, adversary.supported_norms)
+        eps = adversary._effective_eps(norm, shape)
+        if warn_about_units(original, eps, stacklevel=5):
+            return
+        if first_time and not adversary.minimal:  # whose radius is only where the search ends
+            warn_about_radius(eps, norm, *adversary._box(self.clip_bounds_), shape, stacklevel=5)
 
     def _learn_classes(self, y, classes):
         known = self.classes if classes is None else classes
@@ -163,21 +176,11 @@ class Preparation(SparseInput):
 
     def _learn_range(self, X, first_time):
         """Smallest and largest value, for adversaries with ``clip="auto"``."""
-        if not isinstance(self.adversary_.clip, str):
+        if not isinstance(self.adversary_._resolved().clip, str):
             if first_time:
                 self.clip_bounds_ = None
             return
-        if is_dataset(X):
-            lows, highs = zip(
-                *(
-                    learn_bounds(np.asarray(read_sample(X, i), float)[None], True)
-                    for i in range(len(X))
-                ),
-                strict=True,
-            )
-            bounds = np.min(lows), np.max(highs)
-        else:
-            bounds = learn_bounds(X, self._is_image)
+        bounds = learn_bounds(Rows(X) if is_dataset(X) else X, self._is_image)
         if not first_time and self.clip_bounds_ is not None:
             low, high = self.clip_bounds_
             bounds = np.minimum(low, bounds[0]), np.maximum(high, bounds[1])

@@ -15,6 +15,7 @@ from ..attacks import DRA, PGD
 from ..attacks.gradient.dra import DEFAULT_MEAN
 from ..attacks.threat import check_eps, check_norm
 from ..training._data import Crafted
+from ..training._radius import Radius
 from ..training._weights import copy_of_state, put_state
 from .base import BaseDefense
 from .standard import standard_version
@@ -211,7 +212,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
         return start + (end - start) * (epoch / (n_epochs - 1) if n_epochs > 1 else 0.0)
 
     def _full_radius(self):
-        adversary = self._adversary()
+        adversary = self._adversary()._resolved()
         if adversary.eps is not None:
             return adversary.eps if isinstance(adversary.eps, float) else np.asarray(adversary.eps)
         if getattr(adversary, "eps_unit", None) == "mean":
@@ -254,11 +255,11 @@ class AdversarialFineTuneClassifier(BaseDefense):
             if self.constraint == "dual" and self.standard_loss_ is None:
                 # it was cut short before that was known
                 self.standard_loss_ = self._clean_loss(samples)
-            eps = self.adversary_.eps
+            own = Radius(self.adversary_)
             try:
                 NeuralNet.partial_fit(self, samples, samples.y)
             finally:
-                self.adversary_.eps = eps
+                own.restore()
         return self
 
     def _train_standard(self, samples):
@@ -323,7 +324,7 @@ class AdversarialFineTuneClassifier(BaseDefense):
         """Return the adversarial batch; without an adversary in this epoch, the clean one."""
         if not self._adversarial:
             return x
-        self.adversary_.eps = self._radius
+        Radius(self.adversary_).set(self._radius)
         return super().craft(x, y)
 
     def train_step(self, batch, **fit_params):

@@ -7,8 +7,8 @@ from skorch.callbacks import Callback, EpochScoring
 from torch.utils.data import Subset
 
 from .._containers import is_dataset
-from ..attacks.threat import check_eps, check_norm
 from ..metrics import make_adversarial_scorer
+from ._radius import Radius
 
 
 class AdversarialScoring(EpochScoring):
@@ -105,6 +105,9 @@ class EpsSchedule(Callback):
     is given does not. After training the adversary has its own radius again. Epochs are counted on
     where a training goes on. The radius of each epoch is recorded as "eps".
 
+    The radius is the one in force: in ``EOT(attack=PGD(eps=0.3))`` that of the attack inside, and
+    where none is given the default one. An attack that looks for the closest example needs one.
+
     References
     ----------
     Bui, Le, Tran, Zhao and Phung (2022), "A unified Wasserstein distributional robustness framework
@@ -132,20 +135,19 @@ class EpsSchedule(Callback):
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Remember the radius."""
         self._check()
-        adversary = net.adversary_
-        self.eps_ = adversary.eps
-        self.radius_ = check_eps(adversary.eps, check_norm(adversary.norm), net.input_shape_)
+        self.radius_ = Radius(net.adversary_)
+        self.full_ = self.radius_.full(getattr(net, "_sample_shape", net.input_shape_))
 
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Set the radius of this epoch."""
         epochs, factors = zip(*self.points, strict=True)
-        eps = self.radius_ * float(np.interp(net.epoch, epochs, factors))
-        net.adversary_.eps = eps
+        eps = self.full_ * float(np.interp(net.epoch, epochs, factors))
+        self.radius_.set(eps)
         net.history.record("eps", np.asarray(eps).tolist())
 
     def on_train_end(self, net, X=None, y=None, **kwargs):
         """Restore the radius."""
-        net.adversary_.eps = self.eps_
+        self.radius_.restore()
 
     def _check(self):
         try:
@@ -176,7 +178,8 @@ class EpsWarmup(EpsSchedule):
     Notes
     -----
     A `step_size` of the adversary that is None follows the radius; one that
-    is given does not. After training the adversary has its full radius again.
+    is given does not. After training the adversary has its full radius again,
+    which is the one in force, as for :class:`EpsSchedule`.
 
     References
     ----------
@@ -210,7 +213,7 @@ class EpsWarmup(EpsSchedule):
         if training:
             size = max(1, round(self.n_epochs * self._batches_per_epoch(net)))
             done = min(1.0, self.batches_ / size)
-            net.adversary_.eps = self.radius_ * (self.start + (1 - self.start) * done)
+            self.radius_.set(self.full_ * (self.start + (1 - self.start) * done))
             self.batches_ += 1
 
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):

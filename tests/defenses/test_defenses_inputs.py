@@ -1,8 +1,10 @@
 """What `fit` and `predict` take: Datasets, sparse and foreign arrays, networks of any state."""
 
 import pickle
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import skorch
@@ -16,7 +18,17 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from robustsk import PGD, PGDATClassifier, StandardClassifier, _containers, score_adversarial
+from robustsk import (
+    EOT,
+    PGD,
+    DeepFool,
+    PGDATClassifier,
+    StandardClassifier,
+    _containers,
+    class_pair_gradients,
+    robustness_report,
+    score_adversarial,
+)
 from robustsk.models import MLP
 from robustsk.training import AdversarialScoring, RobustEarlyStopping
 
@@ -62,6 +74,17 @@ class Dicts(Dataset):
         return {"x": torch.zeros(4), "y": i % 2}
 
 
+class Several(Dataset):
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return self.x, i % 2
+
+
 @pytest.mark.parametrize("y", [None, [0, 1, 0, 1]], ids=["own labels", "labels"])
 @pytest.mark.parametrize(
     ("wrong", "cure"),
@@ -71,8 +94,11 @@ class Dicts(Dataset):
         (Dicts(), r"dicts \(\['x', 'y'\]\).*pair"),
         (SliceDict(a=np.zeros((4, 2)), b=np.zeros((4, 2))), "one input array"),
         ({"a": np.zeros((4, 2))}, "one input array"),
+        (Several((torch.zeros(2), torch.ones(2))), "have 2 inputs, .* one input array"),
+        (Several({"a": torch.zeros(2), "b": torch.ones(2)}), "have 2 inputs, .* one input array"),
+        (TensorDataset(*torch.zeros(2, 4, 3), torch.tensor([0, 1, 0, 1])), "have 2 inputs, .*"),
     ],
-    ids=["loader", "stream", "dict items", "SliceDict", "dict"],
+    ids=["loader", "stream", "dict items", "SliceDict", "dict", "tuples", "dicts", "tensors"],
 )
 def test_what_cannot_be_read_says_what_can(make, wrong, cure, y):
     labels = [0, 1, 0, 1] if y is None and isinstance(wrong, dict) else y
@@ -80,6 +106,107 @@ def test_what_cannot_be_read_says_what_can(make, wrong, cure, y):
         make(StandardClassifier).fit(wrong, labels)
     with pytest.raises(TypeError, match=cure):
         PGD(nn.Linear(4, 2), eps=0.1, clip=None).generate(wrong, labels)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("as_array", [np.asarray, torch.as_tensor, pd.DataFrame])
+def test_several_arrays_are_several_inputs(make, data32, kind, as_array):
+    """And not two samples, of which there would be more labels."""
+    X, y = data32
+    clf = make(StandardClassifier).fit(X, y)
+    for cut in (1, 2):
+        parts = kind([as_array(X[:, :cut]), as_array(X[:, cut:])])
+        for ask in (
+            lambda parts=parts: make(StandardClassifier).fit(parts, y),
+            lambda parts=parts: clf.score_adversarial(parts, y),
+            lambda parts=parts: class_pair_gradients(clf, parts, y),
+            lambda parts=parts: robustness_report(clf, parts, y),
+        ):
+            with pytest.raises(TypeError, match=r"2 arrays, of shapes .* one input array"):
+                ask()
+    with pytest.raises(TypeError, match="one input array"):
+        clf.predict(kind([as_array(X[:, :1]), as_array(X[:, 1:])]))
+
+
+def test_samples_in_a_list_are_samples(make, data32):
+    X, y = data32
+    rows = [row.reshape(2, -1) for row in X[:6]]
+    clf = make(StandardClassifier).fit(rows, y[:6])
+    assert clf.predict(rows).shape == (6,)
+    # where there are as many samples as a sample has rows
+    clf = make(StandardClassifier).fit(rows[:2], [0, 1])
+    assert clf.predict(rows[:2]).shape == (2,)
+
+
+def test_what_items_hold_besides_is_left_alone(make, data32):
+    """Numbers of samples, for instance."""
+    X, y = data32
+    numbered = TensorDataset(torch.from_numpy(X), torch.from_numpy(y), torch.arange(len(y)))
+    found = make(StandardClassifier).fit(numbered).predict_proba(numbered)
+    assert_array_equal(found, make(StandardClassifier).fit(X, y).predict_proba(X))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+def test_rows_of_a_dataset_have_a_range_per_feature(make, data32, dtype):
+    X, y = data32
+    X = ((X - X.min(0)) * [1, 10, 20, 5]).astype(dtype)
+    dataset = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+    clf = make(PGDATClassifier, max_epochs=1).partial_fit(dataset)
+    assert_array_equal(clf.clip_bounds_, [X.min(0), X.max(0)])
+    clf.partial_fit(TensorDataset(torch.from_numpy(X[:2] + X.dtype.type(3)), torch.tensor([0, 1])))
+    assert_array_equal(clf.clip_bounds_[1], np.maximum(X.max(0), X[:2].max(0) + 3))
+
+
+def test_images_of_a_dataset_have_one_range(make, images):
+    X, y = images
+    dataset = TensorDataset(torch.from_numpy(X), torch.from_numpy(y))
+    clf = make(StandardClassifier, module=None, max_epochs=1).fit(dataset)
+    assert_array_equal(clf.clip_bounds_, [X.min(), X.max()])
+
+
+@pytest.mark.parametrize(
+    ("scale", "adversary", "expected"),
+    [
+        (1, PGD(), None),
+        (255, PGD(), "by no more than 1/8"),
+        (255, PGD(eps=8), None),
+        (1, PGD(eps=8), "reaches 100% of the way"),
+        (1, PGD(eps=0.6), "reaches 60% of the way"),
+        (1, PGD(eps=0.6, norm=2), None),
+        (1, EOT(attack=PGD(eps=0.6), n_draws=1), "reaches 60% of the way"),
+        (1, EOT(attack=PGD(), eps=0.6, n_draws=1), "reaches 60% of the way"),
+        (255, EOT(attack=PGD(clip=(0, 255)), n_draws=1), "by no more than 1/8"),
+        (255, PGD(clip=None), None),
+        (255, PGD(clip=(0, 1e4), eps=8), "by no more than 1/1250"),
+        (1, PGD(eps=0.6, mask=[False] * 4), None),
+        (1, DeepFool(eps=8, n_steps=1), None),
+        (1, PGD(eps=np.array([8, 0.1, 0.1, 0.1])), None),
+    ],
+)
+@pytest.mark.parametrize("is_dataset", [False, True], ids=["array", "dataset"])
+def test_a_radius_in_other_units_is_told(make, scale, adversary, expected, is_dataset):
+    X = scale * np.random.default_rng(0).permuted(np.tile(np.linspace(0, 1, 9), (4, 1)), axis=1).T
+    y = np.arange(9) % 2
+    clf = make(PGDATClassifier, adversary=adversary, max_epochs=1)
+    data = (TensorDataset(torch.from_numpy(X), torch.from_numpy(y)),) if is_dataset else (X, y)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        clf.fit(*data)
+        fit = len(told)
+        clf.partial_fit(*data)  # says it once
+    assert fit == len(told) == (expected is not None)
+    if expected is not None:
+        assert expected in str(told[0].message)
+        assert told[0].filename == __file__
+
+
+def test_bytes_are_told_of_in_their_own_words(make):
+    X = np.random.default_rng(0).integers(0, 256, (9, 4)).astype(np.uint8)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        make(PGDATClassifier, adversary=EOT(attack=PGD(), n_draws=1)).fit(X, np.arange(9) % 2)
+    assert ["holds bytes" in str(warning.message) for warning in told] == [True]
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState
 from skorch.dataset import ValidSplit
 
-from robustsk import PGD, PGDATClassifier, score_adversarial
+from robustsk import DRA, EOT, PGD, DeepFool, MultiTargeted, PGDATClassifier, score_adversarial
 from robustsk.training import AdversarialScoring, EpsSchedule, EpsWarmup
 
 ATTACK = PGD(eps=0.4, n_steps=3, random_state=0)
@@ -209,3 +209,77 @@ def test_schedule_of_radii_per_feature(data):
 def test_bad_schedules(data, points):
     with pytest.raises(ValueError, match="points"):
         make(EpsSchedule(points)).fit(*data)
+
+
+# --- whose radius changes ------------------------------------------------------------
+
+
+@pytest.fixture
+def numbers():
+    return make_blobs(40, n_features=4, centers=3, center_box=(-2, 2), random_state=3)
+
+
+class Reached(Callback):
+    """Note how far the adversarial examples of each batch are from the samples."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_grad_computed(self, net, named_parameters, batch=None, **kwargs):
+        crafted = batch[0]
+        distance = (crafted.adversarial - crafted.x).abs().max()
+        self.seen.append(float(distance))
+
+
+STEEP = {"n_steps": 2, "random_start": "none"}
+
+
+@pytest.mark.parametrize(
+    ("adversary", "full"),
+    [
+        (EOT(attack=PGD(eps=0.3, **STEEP), n_draws=1), 0.3),
+        (EOT(attack=PGD(**STEEP), n_draws=1, eps=0.3), 0.3),
+        (EOT(attack=PGD(eps=0.3, **STEEP), n_draws=1, eps=0.3), 0.3),
+        (MultiTargeted(attack=EOT(attack=PGD(eps=0.3, **STEEP), n_draws=1)), 0.3),
+        (MultiTargeted(attack=PGD(**STEEP)), 8 / 255),
+        (MultiTargeted(), 8 / 255),
+        (PGD(**STEEP), 8 / 255),
+    ],
+)
+@pytest.mark.parametrize("callback", [EpsSchedule([(0, 0.5), (1, 1), (2, 2)]), EpsWarmup(2)])
+def test_what_attacks_has_the_radius(numbers, adversary, full, callback):
+    """Wherever in a wrapper the radius is said, and where it is the default one."""
+    seen = []
+    clf = make(Reached(seen), clone(callback), adversary=adversary, train_split=None)
+    clf.set_params(adversary__clip=None, batch_size=-1).fit(*numbers)
+    factors = [0.5, 1, 2] if type(callback) is EpsSchedule else [0, 0.5, 1]
+    assert_allclose(seen, full * np.array(factors), rtol=1e-6)
+    inside = clf.adversary_
+    while inside is not None:
+        assert inside.eps in (None, 0.3)
+        inside = getattr(inside, "attack", None)
+    assert_allclose(clf.adversary_._resolved()._effective_eps(np.inf, (4,)), full)
+
+
+def test_mean_change_has_the_customary_radius(numbers):
+    """For DRA with eps_unit="mean" that is 1/255, not the 12 of the 1-norm."""
+    clf = make(EpsSchedule([(0, 2)]), adversary=DRA(eps_unit="mean"), max_epochs=1).fit(*numbers)
+    assert clf.history_[:, "eps"] == [2 / 255]
+
+
+def test_radii_of_flattened_images():
+    """Radii per feature have the shape of the data, whatever the network makes of them."""
+    X = np.random.default_rng(0).random((20, 16))
+    eps = np.linspace(0, 0.3, 16)
+    clf = make(EpsSchedule([(0, 2)]), adversary__eps=eps, max_epochs=1, train_split=None)
+    clf.set_params(input_shape=(1, 4, 4)).fit(X, np.arange(20) % 2)
+    assert_allclose(clf.history_[0, "eps"], 2 * eps)
+
+
+@pytest.mark.parametrize("eps", [None, np.inf])
+def test_no_limit_cannot_change(numbers, eps):
+    clf = make(EpsSchedule([(0, 2)]), adversary=DeepFool(eps=eps, n_steps=2))
+    with pytest.raises(ValueError, match=r"DeepFool looks for the closest .* adversary__eps="):
+        clf.fit(*numbers)
+    clf.set_params(adversary__eps=0.1, max_epochs=1).fit(*numbers)
+    assert clf.history_[:, "eps"] == [0.2]

@@ -37,6 +37,8 @@ class RobustSelfTrainingClassifier(SelfTraining, TRADESClassifier):
         for randomized smoothing.
     beta : float, default=6.0
         Weight of the divergence.
+    form : {"multiclass", "binary"}, default="multiclass"
+        As in :class:`TRADESClassifier`.
     unlabeled_weight : float, default=None
         Weight of an unlabelled sample, where that of a labelled one is 1. None
         gives both kinds the same weight in total, as in the source, which has
@@ -103,11 +105,12 @@ class RobustSelfTrainingClassifier(SelfTraining, TRADESClassifier):
         *,
         regularizer: str = "adversarial",
         beta: float = 6.0,
+        form: str = "multiclass",
         unlabeled_weight: float | None = None,
         sigma: float = 0.25,
         **common: Unpack[DefenseParameters],
     ):
-        super().__init__(module, beta=beta, **common)
+        super().__init__(module, beta=beta, form=form, **common)
         self.regularizer = regularizer
         self.unlabeled_weight = unlabeled_weight
         self.sigma = sigma

@@ -122,6 +122,8 @@ class UDRTRADESClassifier(TRADESClassifier):
     %(first_parameter)s
     beta : float, default=6.0
         Weight of the divergence; 0 is natural training.
+    form : {"multiclass", "binary"}, default="multiclass"
+        As in :class:`TRADESClassifier`; "binary" has no divergence, and no direction of it.
     kl_direction : {"clean_adv", "adv_clean"}, default="clean_adv"
         ``KL(p(x) || p(x'))`` as in TRADES, or ``KL(p(x') || p(x))`` as the source writes, for
         adversary and loss.
@@ -164,10 +166,11 @@ class UDRTRADESClassifier(TRADESClassifier):
         module: Network | None = None,
         *,
         beta: float = 6.0,
+        form: str = "multiclass",
         kl_direction: str = "clean_adv",
         **common: Unpack[DefenseParameters],
     ):
-        super().__init__(module, beta=beta, **common)
+        super().__init__(module, beta=beta, form=form, **common)
         self.kl_direction = kl_direction
 
     def default_adversary(self):
@@ -175,8 +178,11 @@ class UDRTRADESClassifier(TRADESClassifier):
         return UDRAdversary(random_start="gaussian")
 
     def attack_objective(self):
-        """Return the divergence."""
-        return "kl" if self.kl_direction == "clean_adv" else REVERSE_KL
+        """Return the divergence, or what TRADES has for two classes."""
+        objective = super().attack_objective()
+        if self.form == "binary" or self.kl_direction == "clean_adv":
+            return objective
+        return REVERSE_KL
 
     def on_train_begin(self, net, X=None, y=None, **kwargs):
         """Check the parameters; called by skorch."""
@@ -185,7 +191,7 @@ class UDRTRADESClassifier(TRADESClassifier):
 
     def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
         """Return ``CE(f(x), y)`` plus `beta` times the divergence, shape (n,)."""
-        if self.kl_direction == "clean_adv" or self.beta == 0:
+        if self.kl_direction == "clean_adv" or self.form == "binary" or self.beta == 0:
             return super().training_loss(x, x_adv, y)
         logits = self.logits(x)
         loss = self.classification_loss(logits, y)

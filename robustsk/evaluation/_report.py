@@ -93,6 +93,11 @@ class RobustnessReport:
         """The red flags that have fired."""
         return [flag for flag in self.red_flags if flag.fired]
 
+    @property
+    def boundary_error(self) -> float:
+        """What the worst case adds to the error on clean samples; see :func:`boundary_error`."""
+        return self.rows["clean"].accuracy - self.rows["worst case"].accuracy
+
     # --- for machines ----------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from .spat import self_paced_consistency as self_paced_consistency
 from .spat import self_paced_gates as self_paced_gates
 from .spat import self_paced_loss as self_paced_loss
 from .spat import spat_loss as spat_loss
+from .trades import binary_trades_loss as binary_trades_loss
 from .trades import trades_loss as trades_loss
 from .trs import gradient_magnitude as gradient_magnitude
 from .trs import gradient_similarity as gradient_similarity

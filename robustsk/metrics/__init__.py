@@ -26,6 +26,7 @@ from ._scores import AdversarialOutcome as AdversarialOutcome
 from ._scores import RobustAccuracy as RobustAccuracy
 from ._scores import adversarial_outcome as adversarial_outcome
 from ._scores import attack_success_rate as attack_success_rate
+from ._scores import boundary_error as boundary_error
 from ._scores import clopper_pearson_interval as clopper_pearson_interval
 from ._scores import robust_accuracy as robust_accuracy
 from ._scores import score_adversarial as score_adversarial

@@ -72,6 +72,11 @@ class AdversarialOutcome:
         """Where the prediction is right with and without the attack."""
         return self.correct & (self.y_pred_adv == self.y_true)
 
+    @property
+    def boundary(self) -> np.ndarray:
+        """Where the prediction is right without the attack, and not with it."""
+        return self.correct & ~self.robust
+
 
 def adversarial_outcome(
     estimator: Any, X: Any, y: ArrayLike | None, attack: BaseAttack
@@ -321,11 +326,65 @@ def score_adversarial(
     True
     """
     run, y_true = _prepare(estimator, X, y, attack)
-    robust = play(run, estimator, X, y_true).robust
+    return _share(play(run, estimator, X, y_true).robust, sample_weight)
+
+
+def boundary_error(
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    attack: BaseAttack,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Share of samples that are classified correctly, and not so under an attack.
+
+    It is what robustness adds to the error, ``R_rob = R_nat + R_bdy``: the robust error is that of
+    :func:`score_adversarial`, the natural one that of ``score``. Defences trade one term for the
+    other.
+
+    Parameters
+    ----------
+    estimator, X, y, attack
+        As in :func:`score_adversarial`.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights of the samples.
+
+    Returns
+    -------
+    float
+        In [0, 1]. As an attack may miss adversarial examples, it is a lower bound.
+
+    See Also
+    --------
+    attack_success_rate : The same relative to the samples that are classified correctly.
+
+    References
+    ----------
+    Zhang, Yu, Jiao, Xing, El Ghaoui and Jordan (2019), "Theoretically principled trade-off between
+    robustness and accuracy", Eq. 1.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import PGD, boundary_error, score_adversarial
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> attack = PGD(eps=0.5, random_state=0)
+    >>> natural, boundary = 1 - clf.score(X, y), boundary_error(clf, X, y, attack)
+    >>> round(natural + boundary + score_adversarial(clf, X, y, attack), 12)
+    1.0
+    """
+    run, y_true = _prepare(estimator, X, y, attack)
+    return _share(play(run, estimator, X, y_true).boundary, sample_weight)
+
+
+def _share(hits, sample_weight):
+    """Return the share of samples, or of their weight, for which something holds."""
     if sample_weight is None:
-        return float(robust.mean())
-    weight = _check_sample_weight(sample_weight, robust[:, None], dtype=np.float64)
-    return float(np.average(robust, weights=weight))
+        return float(hits.mean())
+    weight = _check_sample_weight(sample_weight, hits[:, None], dtype=np.float64)
+    return float(np.average(hits, weights=weight))
 
 
 @dataclass(frozen=True)

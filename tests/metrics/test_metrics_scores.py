@@ -14,7 +14,15 @@ from sklearn.tree import DecisionTreeClassifier
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from robustsk import BIM, PGD, StandardClassifier, attack_success_rate, score_adversarial
+from robustsk import (
+    BIM,
+    PGD,
+    StandardClassifier,
+    attack_success_rate,
+    boundary_error,
+    robustness_report,
+    score_adversarial,
+)
 from robustsk.attacks import NoGradientError
 from robustsk.metrics import RobustAccuracy, adversarial_outcome, robust_accuracy
 
@@ -383,3 +391,44 @@ def test_robust_accuracy_reads_well(clf):
     )
     with pytest.raises(AttributeError):
         result.accuracy = 1.0
+
+
+# --- boundary error --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
+@pytest.mark.parametrize("eps", [0.0, 0.3, 5.0])
+def test_robust_error_is_natural_and_boundary_error(c, eps):
+    """R_rob = R_nat + R_bdy, Eq. 1 of Zhang et al. (2019), exactly: in counts."""
+    model = LogisticRegression(C=c, max_iter=1000).fit(X, Y)
+    attack = PGD(eps=eps, n_steps=5, random_state=0)
+    n = len(Y)
+    natural = n - (model.predict(X) == Y).sum()
+    robust = n - round(n * score_adversarial(model, X, Y, attack))
+    boundary = boundary_error(model, X, Y, attack)
+    assert boundary == (robust - natural) / n
+    assert eps > 0 or boundary == 0
+    outcome = adversarial_outcome(model, X, Y, attack)
+    wrong = (~outcome.correct).astype(int)
+    np.testing.assert_array_equal(wrong + outcome.boundary, ~outcome.robust)
+    rate = attack_success_rate(model, X, Y, attack)
+    assert boundary == pytest.approx(rate * (1 - natural / n), abs=1e-15)
+
+
+def test_boundary_error_where_it_can_be_counted():
+    """One feature, a threshold at 0: the boundary is next to whom it has within eps."""
+    x = np.array([-2.0, -0.7, -0.4, 0.2, 0.6, 3.0, 0.1])[:, None]
+    y = np.array([0, 0, 0, 1, 1, 1, 0])  # the last one is wrong
+    model = LogisticRegression().fit(np.array([[-1.0], [1.0]]), [0, 1])
+    attack = PGD(eps=0.5, clip=None, random_state=0)
+    assert boundary_error(model, x, y, attack) == 2 / 7
+    weight = np.array([1, 1, 5, 1, 1, 1, 2])
+    assert boundary_error(model, x, y, attack, weight) == pytest.approx(6 / 12)
+
+
+def test_boundary_error_of_a_report(clf):
+    report = robustness_report(
+        clf, X, Y, attacks={"PGD": ATTACK}, autoattack=None, red_flags=False, random_state=0
+    )
+    assert report.boundary_error == pytest.approx(boundary_error(clf, X, Y, ATTACK))
+    assert report.boundary_error > 0.1

@@ -11,6 +11,7 @@ from .averaging import WeightAveraging as WeightAveraging
 from .callbacks import AdversarialScoring as AdversarialScoring
 from .callbacks import EpsSchedule as EpsSchedule
 from .callbacks import EpsWarmup as EpsWarmup
+from .callbacks import RandomEps as RandomEps
 from .early_stopping import RobustEarlyStopping as RobustEarlyStopping
 from .overfitting import CatastrophicOverfittingStop as CatastrophicOverfittingStop
 from .schedules import LearningRateSchedule as LearningRateSchedule

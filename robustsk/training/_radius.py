@@ -19,7 +19,7 @@ class Radius:
 
     def __init__(self, adversary):
         self._adversary = adversary
-        self._own = [(attack, attack.eps) for attack in _chain(adversary)]
+        self._own = [(attack, attack.eps) for attack in attacks_of(adversary)]
 
     def set(self, eps):
         """Attack with another radius from now on."""
@@ -59,8 +59,8 @@ class Radius:
         return said._stated_eps(norm, sample_shape)
 
 
-def _chain(adversary):
+def attacks_of(adversary):
     """Yield an attack, the one inside it, and so on: what they say of the radius must agree."""
     yield adversary
     if isinstance(adversary, BaseWrapper) and adversary.attack is not None:
-        yield from _chain(adversary.attack)
+        yield from attacks_of(adversary.attack)

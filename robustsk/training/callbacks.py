@@ -7,8 +7,9 @@ from skorch.callbacks import Callback, EpochScoring
 from torch.utils.data import Subset
 
 from .._containers import is_dataset
+from .._validation import check_length
 from ..metrics import make_adversarial_scorer
-from ._radius import Radius
+from ._radius import Radius, attacks_of
 
 
 class AdversarialScoring(EpochScoring):
@@ -229,3 +230,89 @@ class EpsWarmup(EpsSchedule):
     def _batches_per_epoch(self, net):
         size = net.get_params_for("iterator_train").get("batch_size", net.batch_size)
         return 1 if size == -1 else -(-self.n_samples_ // size)
+
+
+class RandomEps(EpsSchedule):
+    """Draw the radius of the adversary anew for each batch.
+
+    Training then covers all radii up to the full one, instead of one.
+
+    Parameters
+    ----------
+    low, high : float, default=0.0, 1.0
+        Between which fractions of the radius of the adversary it is drawn, uniformly.
+    step : float, default=None
+        Length of the steps of the adversary as a fraction of the radius that is drawn. None leaves
+        `step_size` as it is.
+
+    Notes
+    -----
+    A `step_size` of the adversary that is None follows the radius; one that
+    is given does so with `step`. After training the adversary has its full radius again,
+    which is the one in force, as for :class:`EpsSchedule`. The numbers are drawn from the
+    `random_state` of the estimator. The radius of each batch is recorded as "eps".
+
+    References
+    ----------
+    Bui, Le, Zhao, Montague, deVel, Abraham and Phung (2021), "Improving ensemble robustness by
+    collaboratively promoting and demoting adversarial robustness", Sec. 4: on residual networks
+    10 steps of eps / 10 with eps from U(0.01, 0.05), which is
+    ``PGD(eps=0.05, n_steps=10)`` with ``RandomEps(0.2, step=0.1)``.
+
+    Examples
+    --------
+    >>> from robustsk import PGDATClassifier
+    >>> from robustsk.datasets import load_digits_images
+    >>> from robustsk.training import RandomEps
+    >>> X, y = load_digits_images(return_X_y=True)
+    >>> clf = PGDATClassifier(
+    ...     adversary__eps=0.05, callbacks=[RandomEps(0.2, step=0.1)], max_epochs=1, random_state=0
+    ... ).fit(X[:500], y[:500])
+    >>> [0.01 <= eps <= 0.05 for eps in clf.history_[0, "batches", :, "eps"]]
+    [True, True, True, True]
+    >>> clf.adversary_.eps
+    0.05
+    """
+
+    def __init__(self, low=0.0, high=1.0, step=None):
+        self.low = low
+        self.high = high
+        self.step = step
+
+    def on_train_begin(self, net, X=None, y=None, **kwargs):
+        """Remember the radius and the length of the steps."""
+        super().on_train_begin(net, X, y, **kwargs)
+        attacks = attacks_of(net.adversary_)
+        self.steps_ = [(a, a.step_size) for a in attacks if hasattr(a, "step_size")]
+        if self.step is not None and not self.steps_:
+            raise ValueError(
+                f"step={self.step!r} is for an adversary with a step_size, and "
+                f"{type(net.adversary_).__name__} has none: leave it out."
+            )
+
+    def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
+        """Do nothing: each batch has a radius of its own."""
+
+    def on_batch_begin(self, net, batch=None, training=False, **kwargs):
+        """Draw the radius of this batch."""
+        if not training:
+            return
+        eps = self.full_ * net._rng.uniform(self.low, self.high)
+        self.radius_.set(eps)
+        if self.step is not None:
+            for attack, _ in self.steps_:
+                attack.step_size = self.step * float(np.max(eps))
+        net.history.record_batch("eps", np.asarray(eps).tolist())
+
+    def on_train_end(self, net, X=None, y=None, **kwargs):
+        """Restore the radius and the length of the steps."""
+        super().on_train_end(net, X, y, **kwargs)
+        for attack, step_size in self.steps_:
+            attack.step_size = step_size
+
+    def _check(self):
+        low, high = (check_length(getattr(self, name), name) for name in ("low", "high"))
+        if low > high:
+            raise ValueError(f"low must not be above high, got {low:g} and {high:g}.")
+        if self.step is not None:
+            check_length(self.step, "step")

@@ -13,7 +13,7 @@ from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LoadInitState
 from skorch.dataset import ValidSplit
 
 from robustsk import DRA, EOT, PGD, DeepFool, MultiTargeted, PGDATClassifier, score_adversarial
-from robustsk.training import AdversarialScoring, EpsSchedule, EpsWarmup
+from robustsk.training import AdversarialScoring, EpsSchedule, EpsWarmup, RandomEps
 
 ATTACK = PGD(eps=0.4, n_steps=3, random_state=0)
 
@@ -246,13 +246,16 @@ STEEP = {"n_steps": 2, "random_start": "none"}
         (PGD(**STEEP), 8 / 255),
     ],
 )
-@pytest.mark.parametrize("callback", [EpsSchedule([(0, 0.5), (1, 1), (2, 2)]), EpsWarmup(2)])
+@pytest.mark.parametrize(
+    "callback", [EpsSchedule([(0, 0.5), (1, 1), (2, 2)]), EpsWarmup(2), RandomEps(1.5, 1.5)]
+)
 def test_what_attacks_has_the_radius(numbers, adversary, full, callback):
     """Wherever in a wrapper the radius is said, and where it is the default one."""
     seen = []
     clf = make(Reached(seen), clone(callback), adversary=adversary, train_split=None)
     clf.set_params(adversary__clip=None, batch_size=-1).fit(*numbers)
-    factors = [0.5, 1, 2] if type(callback) is EpsSchedule else [0, 0.5, 1]
+    factors = {EpsSchedule: [0.5, 1, 2], EpsWarmup: [0, 0.5, 1], RandomEps: [1.5] * 3}
+    factors = factors[type(callback)]
     assert_allclose(seen, full * np.array(factors), rtol=1e-6)
     inside = clf.adversary_
     while inside is not None:
@@ -283,3 +286,76 @@ def test_no_limit_cannot_change(numbers, eps):
         clf.fit(*numbers)
     clf.set_params(adversary__eps=0.1, max_epochs=1).fit(*numbers)
     assert clf.history_[:, "eps"] == [0.2]
+
+
+# --- a radius per batch ----------------------------------------------------------------
+
+
+def drawn(data, callback, **params):
+    seen = []
+    clf = make(callback, Radii(seen), train_split=None, **params).fit(*data)
+    return np.array(seen), clf
+
+
+def test_radii_are_uniform(numbers):
+    """Uniform between the fractions, by their mean, standard deviation and ends."""
+    seen, clf = drawn(numbers, RandomEps(0.2, 0.8), batch_size=2, max_epochs=8)
+    shares = seen / 0.2
+    assert len(shares) == 160
+    assert shares.min() >= 0.2
+    assert shares.max() <= 0.8
+    n = len(shares)
+    assert abs(shares.mean() - 0.5) < 4 * 0.6 / np.sqrt(12 * n)
+    assert abs(shares.std() - 0.6 / np.sqrt(12)) < 0.02
+    assert abs(np.corrcoef(shares[1:], shares[:-1])[0, 1]) < 4 / np.sqrt(n)
+    recorded = np.concatenate(clf.history_[:, "batches", :, "eps"])
+    assert_allclose(recorded, seen)
+    assert clf.adversary_.eps == 0.2
+
+
+def test_radii_hang_on_the_random_state(numbers):
+    first, one = drawn(numbers, RandomEps())
+    again, two = drawn(numbers, RandomEps())
+    other, _ = drawn(numbers, RandomEps(), random_state=1)
+    assert_allclose(first, again, rtol=0)
+    assert (first != other).all()
+    assert_allclose(one.predict_proba(numbers[0]), two.predict_proba(numbers[0]), rtol=0)
+    # training that goes on draws other ones
+    seen = []
+    two.set_params(callbacks=[RandomEps(), Radii(seen)]).partial_fit(*numbers)
+    assert not set(seen) & set(first)
+
+
+def test_attacks_have_the_radius_that_is_drawn(numbers):
+    """One steep step reaches as far as the radius, and with `step` as far as a part of it."""
+    for step, share in ((None, 1.0), (0.1, 0.2)):
+        seen, reached = [], []
+        clf = make(RandomEps(0.1, step=step), Radii(seen), Reached(reached), train_split=None)
+        attack = EOT(attack=PGD(eps=0.3, **STEEP), n_draws=1)
+        clf.set_params(adversary=attack, adversary__clip=None).fit(*numbers)
+        assert_allclose(reached, share * np.array(seen), rtol=1e-6)
+        assert len(set(seen)) == len(seen)
+        assert clf.adversary_.attack.step_size is None
+
+
+def test_a_step_size_that_was_given_comes_back(numbers):
+    _, clf = drawn(numbers, RandomEps(step=0.1), adversary=PGD(eps=0.2, step_size=0.07))
+    assert clf.adversary_.step_size == 0.07
+
+
+@pytest.mark.parametrize(
+    ("params", "match"),
+    [
+        ({"low": 0.5, "high": 0.2}, "low must not be above high"),
+        ({"low": -0.1}, "low"),
+        ({"step": -1}, "step"),
+    ],
+)
+def test_bad_radii(numbers, params, match):
+    with pytest.raises(ValueError, match=match):
+        make(RandomEps(**params)).fit(*numbers)
+
+
+def test_what_has_no_step_size(numbers):
+    with pytest.raises(ValueError, match=r"step=0\.1 .* DeepFool has none"):
+        make(RandomEps(step=0.1), adversary=DeepFool(eps=0.1)).fit(*numbers)

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from .._validation import check_choice, check_length
 from ..attacks.objectives import REVERSE_KL
-from ..losses import entropy, global_compactness, kl_divergence, local_compactness
+from ..losses import (
+    entropy,
+    global_compactness,
+    global_smoothness,
+    kl_divergence,
+    local_compactness,
+)
 from ..models import get_layer
 from ._records import EpochMeans
 from .base import BaseDefense
@@ -68,6 +74,9 @@ class ADRClassifier(EpochMeans, BaseDefense):
     lam_conf : float, default=0.0
         Weight of confidence. The source has 0 for MNIST and for ResNets on
         CIFAR-10, 1 for its CNN there, and 0 or 1 for all weights.
+    lam_gb_smt : float, default=0.0
+        Weight of ``mean_j w_ij * KL(p_i || p'_j)``, smoothness over all pairs of a batch. It
+        is a term of the authors' code alone, with a weight of 1 in its scripts and 0 by default.
     alpha : float, default=0.99
         Decides the weight of pairs of different classes, in (0, 1]; 1 leaves
         them out.
@@ -161,6 +170,7 @@ class ADRClassifier(EpochMeans, BaseDefense):
         lam_gb: float = 1.0,
         lam_smt: float = 1.0,
         lam_conf: float = 0.0,
+        lam_gb_smt: float = 0.0,
         alpha: float = 0.99,
         p: float = 1,
         latent_reduction: str = "mean",
@@ -179,6 +189,7 @@ class ADRClassifier(EpochMeans, BaseDefense):
         self.lam_gb = lam_gb
         self.lam_smt = lam_smt
         self.lam_conf = lam_conf
+        self.lam_gb_smt = lam_gb_smt
         self.alpha = alpha
         self.p = p
         self.latent_reduction = latent_reduction
@@ -206,7 +217,7 @@ class ADRClassifier(EpochMeans, BaseDefense):
         """Check the parameters; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
         check_choice(self.preset, "preset", tuple(_PRESETS))
-        for name in ("lam_lc", "lam_gb", "lam_smt", "lam_conf"):
+        for name in ("lam_lc", "lam_gb", "lam_smt", "lam_conf", "lam_gb_smt"):
             check_length(getattr(self, name), name)
         check_length(self._read("ce_weight"), "ce_weight")
         for name, allowed in (
@@ -242,10 +253,14 @@ class ADRClassifier(EpochMeans, BaseDefense):
             if self._read("entropy_of") == "both":
                 loss = loss + self.lam_conf * entropy(logits)
         detach = self._read("detach_clean")
+        clean = logits.detach() if detach else logits
         if self.lam_smt > 0:
-            clean = logits.detach() if detach else logits
             # Eq. 6
             loss = loss + self.lam_smt * kl_divergence(clean, logits_adv)
+        if self.lam_gb_smt > 0:
+            loss = loss + self.lam_gb_smt * global_smoothness(
+                clean, logits_adv, y, self.alpha, sample_weight=self.batch_weight
+            )
         # Eq. 7
         return loss + self._compactness(z.detach() if detach else z, z_adv, y) if compact else loss
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .._shared import temporarily
 from .._validation import check_choice, check_length
 from ..attacks.noise import SampleNoise, Stream
 from ..losses import contrastive_loss, contrastive_selection, kl_divergence
@@ -63,6 +64,16 @@ class ASCLClassifier(EpochMeans, BaseDefense):
         Whether the two views of a sample attract each other even where they are
         predicted differently and `selection` is "leaked"; they do not in the
         authors' code.
+    crops : {None, "joint", "across", "within"}, default=None
+        Whether there are two crops of each sample, made by `augmentation`, each with an
+        adversarial example of its own; and what the contrastive loss is then:
+
+        - "joint": one loss on all four views, in which the other crop and its adversarial example
+          are positives like those of other samples of the class;
+        - "across": the mean of those on the two crops and on their two adversarial examples;
+        - "within": the mean of those on each crop and its adversarial example.
+
+        The other terms are means over the crops. It is an option of the authors' code.
     layer : str, default=None
         Name of the layer whose output is the representation, as in
         ``module.named_modules()``. None means what enters the last linear
@@ -138,6 +149,7 @@ class ASCLClassifier(EpochMeans, BaseDefense):
         natural: bool = True,
         anchor_prediction: str = "own",
         keep_counterpart: bool = True,
+        crops: str | None = None,
         layer: str | None = None,
         **common: Unpack[ProjectedDefenseParameters],
     ):
@@ -151,6 +163,7 @@ class ASCLClassifier(EpochMeans, BaseDefense):
         self.natural = natural
         self.anchor_prediction = anchor_prediction
         self.keep_counterpart = keep_counterpart
+        self.crops = crops
         self.layer = layer
 
     def initialize_module(self):
@@ -169,11 +182,38 @@ class ASCLClassifier(EpochMeans, BaseDefense):
         check_choice(self.anchor_prediction, "anchor_prediction", ("own", "clean"))
         for name in ("natural", "keep_counterpart"):
             check_choice(getattr(self, name), name, (False, True))
+        check_choice(self.crops, "crops", (None, "joint", "across", "within"))
+        if self.crops is not None and self.augmentation is None:
+            raise ValueError(
+                f"crops={self.crops!r} needs an augmentation that makes the crops, e.g. "
+                "augmentation=RandomCropFlip()."
+            )
+        if self.crops == "across" and self.anchor_prediction != "own":
+            raise ValueError(
+                "crops='across' compares adversarial examples without the clean crops, by whose "
+                "predictions anchor_prediction='clean' would have them selected: leave it at 'own'."
+            )
         if self.layer is not None:
             get_layer(self.module_, self.layer)
 
-    def training_loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    def _receive(self, batch):
+        if self.crops is None:
+            return super()._receive(batch)
+        # the crops are made in `craft`, each by itself
+        with temporarily(self, augmentation_=None):
+            return super()._receive(batch)
+
+    def craft(self, x: Tensor, y: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Return the adversarial batch; with `crops`, both crops and their adversarial batches."""
+        if self.crops is None:
+            return super().craft(x, y)
+        crops = [self._lay_out(self.augmentation_(x)) for _ in range(2)]
+        return (*crops, *(self.perturb(self.module_, crop, y) for crop in crops))
+
+    def training_loss(self, x: Tensor, x_adv: Tensor | tuple[Tensor, ...], y: Tensor) -> Tensor:
         """Return the sum of all terms, shape (n,)."""
+        if self.crops is not None:
+            return self._loss_of_crops(x, x_adv, y)
         if not self.natural and self.lam_scl == self.lam_vat == 0:
             return self.classification_loss(self.logits(x_adv), y)
         if self.lam_scl > 0:
@@ -194,20 +234,59 @@ class ASCLClassifier(EpochMeans, BaseDefense):
             loss = loss + self.lam_vat * kl_divergence(logits, logits_adv)
         return loss
 
+    def _loss_of_crops(self, x, views, y):
+        """Return the sum of all terms where there are two crops of each sample, shape (n,)."""
+        if self.lam_scl > 0:
+            logits, z = zip(*(self.logits_and_features(v, self.layer) for v in views), strict=True)
+        else:
+            logits = [self.logits(v) for v in views]
+        loss = 0.0
+        for clean, adversarial in zip(logits[:2], logits[2:], strict=True):
+            loss = loss + self.classification_loss(adversarial, y) / 2
+            if self.natural:
+                loss = loss + self.classification_loss(clean, y) / 2
+            if self.lam_vat > 0:
+                loss = loss + self.lam_vat / 2 * kl_divergence(clean, adversarial)
+        if self.lam_scl == 0:
+            return loss
+        ids, weight = sample_ids(x), self.batch_weight
+        if self.crops == "joint":
+            # ids are in [0, 1), and the other crop is another sample
+            ids, y = torch.cat([ids, ids + 1]), y.repeat(2)
+            weight = None if weight is None else weight.repeat(2)
+            pairs = [[[torch.cat(t[:2]), torch.cat(t[2:])] for t in (logits, z)]]
+        else:
+            first, second = ((0, 1), (2, 3)) if self.crops == "across" else ((0, 2), (1, 3))
+            pairs = [[[t[i] for i in pair] for t in (logits, z)] for pair in (first, second)]
+        values, counts = [], []
+        for of_logits, of_z in pairs:
+            members = self._members(y, *of_logits, ids, weight)
+            values.append(contrast(self, *of_z, members))
+            counts.append([m.sum(1).mean() for m in members])
+        self._report(len(x), *(sum(c) / len(c) for c in zip(*counts, strict=True)))
+        return loss + self.lam_scl * torch.cat(values).reshape(2, -1).mean(0)
+
     def _select(self, x, y, logits, logits_adv):
         """Return positives and negatives, and report their numbers."""
-        positives, negatives = contrastive_selection(
+        members = self._members(y, logits, logits_adv, sample_ids(x), self.batch_weight)
+        self._report(len(y), *(m.sum(1).mean() for m in members))
+        return members
+
+    def _members(self, y, logits, logits_adv, ids, weight):
+        """Return positives and negatives of two views."""
+        return contrastive_selection(
             y,
             logits.detach().argmax(1),
             logits_adv.detach().argmax(1),
             self.selection,
             self.anchor_prediction,
             self.keep_counterpart,
-            ids=sample_ids(x),
-            sample_weight=self.batch_weight,
+            ids=ids,
+            sample_weight=weight,
         )
-        self.report(len(y), n_positive=positives.sum(1).mean(), n_negative=negatives.sum(1).mean())
-        return positives, negatives
+
+    def _report(self, n_samples, n_positive, n_negative):
+        self.report(n_samples, n_positive=n_positive, n_negative=n_negative)
 
 
 def check_contrast(clf):

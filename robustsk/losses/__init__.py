@@ -24,6 +24,7 @@ from .classification import kl_divergence as kl_divergence
 from .classification import kl_terms as kl_terms
 from .classification import margin as margin
 from .compactness import global_compactness as global_compactness
+from .compactness import global_smoothness as global_smoothness
 from .compactness import local_compactness as local_compactness
 from .contrastive import contrastive_loss as contrastive_loss
 from .contrastive import contrastive_selection as contrastive_selection

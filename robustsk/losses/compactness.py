@@ -7,6 +7,7 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax
 
 _REDUCTIONS = ("mean", "sum")
 _PAIRS = ("clean", "clean_adv", "all")
@@ -137,14 +138,11 @@ def global_compactness(
     """
     if pairs not in _PAIRS:
         raise ValueError(f"pairs must be one of {_PAIRS}, got {pairs!r}.")
-    if not isinstance(alpha, numbers.Real) or not 0 < alpha <= 1:
-        raise ValueError(f"alpha must be a number in (0, 1], got {alpha!r}.")
+    _check_pairs(y, len(z), alpha)
     if pairs != "clean":
         if z_adv is None:
             raise ValueError(f"pairs={pairs!r} needs z_adv, the representations under attack.")
         _check_same_shape(z, z_adv)
-    if y.shape != (len(z),):
-        raise ValueError(f"y must have shape ({len(z)},), got {tuple(y.shape)}.")
     scale = _scale(z, p, reduction)
     rows, columns = {
         "clean": lambda: (z, z),
@@ -156,12 +154,95 @@ def global_compactness(
     distance = torch.cdist(
         rows, columns, p=float(p), compute_mode="donot_use_mm_for_euclid_dist"
     ).reshape(len(rows) // n, n, len(columns) // n, n)
-    same = (y[:, None] == y).to(z)
+    # Eq. 3
+    return _over_partners(distance.mean((0, 2)), y, alpha, sample_weight, scale)
+
+
+def global_smoothness(
+    logits: Tensor,
+    logits_adv: Tensor,
+    y: Tensor,
+    alpha: float = 0.99,
+    *,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Divergences of predictions within classes, less a small share of those between classes.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (n_samples, n_classes)
+        Logits of the clean samples of a batch.
+    logits_adv : Tensor of shape (n_samples, n_classes)
+        Logits of the attacked samples.
+    y : Tensor of shape (n_samples,)
+        Classes.
+    alpha, sample_weight
+        As in :func:`global_compactness`.
+
+    Returns
+    -------
+    Tensor of shape (n_samples,)
+        Its mean over the batch is the term of the source. It may be negative. The gradient flows
+        to both arguments; the source has it with clean logits that are constants.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not agree or `alpha` is not valid.
+
+    See Also
+    --------
+    global_compactness : The same for representations.
+    kl_divergence : Compares a sample with its attack only.
+
+    Notes
+    -----
+    .. math:: \frac{1}{n^2} \sum_{i,j} w_{ij}\, \mathrm{KL}(p(x_i)\,\|\,p(x_j'))
+
+    with the weights of :func:`global_compactness`. It is a term of the authors' code alone, a
+    cross-entropy there, whose gradient with respect to the attacked logits is that of the
+    divergence.
+
+    References
+    ----------
+    .. [1] Bui, A., Le, T., Zhao, H., Montague, P., deVel, O., Abraham, T. and Phung, D. (2020).
+       Improving adversarial robustness by enforcing local and global compactness. ECCV. Eq. 2 for
+       the weights.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from robustsk.losses import global_smoothness
+    >>> p = torch.tensor([[0.5, 0.5], [0.25, 0.75]])
+    >>> global_smoothness(p.log(), p.log(), torch.tensor([0, 0]))  # 0.1438 / 2, 0.1308 / 2
+    tensor([0.0719, 0.0654])
+    """
+    if logits.shape != logits_adv.shape or logits.ndim != 2:
+        raise ValueError(
+            "logits and logits_adv must have one shape (n_samples, n_classes), got "
+            f"{tuple(logits.shape)} and {tuple(logits_adv.shape)}."
+        )
+    _check_pairs(y, len(logits), alpha)
+    log_p = log_softmax(logits, dim=1)
+    own = (log_p.exp() * log_p).sum(1, keepdim=True)
+    divergence = own - log_p.exp() @ log_softmax(logits_adv, dim=1).T
+    return _over_partners(divergence, y, alpha, sample_weight)
+
+
+def _over_partners(values, y, alpha, sample_weight, scale=1.0):
+    """Return the weighted means of what each sample (row) has with all others, shape (n,)."""
+    same = (y[:, None] == y).to(values)
     # Eq. 2
     weight = same + (1 - same) * ((alpha - 1) / alpha)
-    mass = z.new_ones(n) if sample_weight is None else sample_weight.to(z)
-    # Eq. 3
-    return scale * (distance.mean((0, 2)) * weight) @ (mass / mass.sum())
+    mass = values.new_ones(len(values)) if sample_weight is None else sample_weight.to(values)
+    return scale * (values * weight) @ (mass / mass.sum())
+
+
+def _check_pairs(y, n_samples, alpha):
+    if not isinstance(alpha, numbers.Real) or not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be a number in (0, 1], got {alpha!r}.")
+    if y.shape != (n_samples,):
+        raise ValueError(f"y must have shape ({n_samples},), got {tuple(y.shape)}.")
 
 
 def _scale(z, p, reduction):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from robustsk import PGD, ADRClassifier, MixedATClassifier, StandardClassifier
 from robustsk.attacks.objectives import resolve_objective
 from robustsk.datasets import load_digits_images
-from robustsk.losses import global_compactness, local_compactness
+from robustsk.losses import global_compactness, global_smoothness, local_compactness
 
 C, D = 3, 4
 NONE = {"lam_lc": 0, "lam_gb": 0, "lam_smt": 0}
@@ -267,3 +267,69 @@ def test_more_robust_than_natural_training():
         for clf in (StandardClassifier(), ADRClassifier(), ADRClassifier(objective="kl"))
     ]
     assert min(scores[1:]) > scores[0] + 0.1
+
+
+# --- smoothness over pairs -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", [None, "released"])
+@pytest.mark.parametrize("alpha", [0.99, 0.6])
+def test_smoothness_over_pairs(batch, preset, alpha):
+    """With the preset its gradient is that of the authors' cross-entropy."""
+    params = {**NONE, "lam_gb_smt": 0.8, "alpha": alpha, "preset": preset}
+    clf = ready(**params)
+    t = terms(clf, batch)
+    p = t["p"].detach() if preset else t["p"]
+    same = (t["y"][:, None] == t["y"]).double()
+    weight = same + (1 - same) * (alpha - 1) / alpha
+    cross = -(p[:, None] * t["p_adv"].log()[None]).sum(2)
+    entropy = -(p * p.log()).sum(1)
+    expected = (weight * (cross - entropy[:, None])).mean(1)
+    loss = clf.training_loss(*batch) - ready(**{**params, "lam_gb_smt": 0}).training_loss(*batch)
+    assert_allclose(loss.detach(), 0.8 * expected.detach(), atol=1e-14)
+    ce = (0.5 if preset else 1.0) * t["ce"].mean()
+    released = (weight * cross).mean() if preset else expected.mean()
+    found = torch.autograd.grad(clf.training_loss(*batch).mean(), list(clf.module_.parameters()))
+    wanted = torch.autograd.grad(ce + 0.8 * released, list(clf.module_.parameters()))
+    for a, b in zip(found, wanted, strict=True):
+        assert_allclose(a, b, atol=1e-12)
+
+
+def test_smoothness_over_pairs_of_one_sample_is_smoothness():
+    logits, logits_adv = torch.as_tensor(np.random.default_rng(0).normal(size=(2, 1, 4)))
+    y = torch.tensor([2])
+    divergence = (logits.softmax(1) * (logits.softmax(1) / logits_adv.softmax(1)).log()).sum(1)
+    assert_allclose(global_smoothness(logits, logits_adv, y), divergence)
+    same = global_smoothness(logits.repeat(3, 1), logits_adv.repeat(3, 1), y.repeat(3))
+    assert_allclose(same, divergence.repeat(3))
+
+
+def test_a_sample_of_weight_two_is_two_pairs(batch):
+    _, _, y = batch
+    rng = np.random.default_rng(0)
+    logits, logits_adv = torch.as_tensor(rng.normal(size=(2, 7, C)))
+    twice = torch.tensor([0, 0, 1, 2, 3, 4, 5, 6])
+    weight = torch.tensor([2.0, 1, 1, 1, 1, 1, 1])
+    found = global_smoothness(logits, logits_adv, y, sample_weight=weight)
+    assert_allclose(
+        found[twice], global_smoothness(logits[twice], logits_adv[twice], y[twice]), atol=1e-14
+    )
+
+
+def test_smoothness_over_pairs_trains(data):
+    def fit(weight):
+        clf = ADRClassifier(
+            network, lam_gb_smt=weight, adversary__eps=0.3, adversary__n_steps=2, max_epochs=1,
+            random_state=0, device="cpu",
+        )  # fmt: skip
+        return weights(clf.fit(*data))
+
+    assert np.abs(fit(1.0) - fit(0.0)).max() > 1e-4
+    with pytest.raises(ValueError, match="lam_gb_smt"):
+        fit(-1.0)
+    with pytest.raises(ValueError, match="one shape"):
+        global_smoothness(torch.zeros(3, 2), torch.zeros(3, 4), torch.zeros(3))
+    with pytest.raises(ValueError, match="y must have shape"):
+        global_smoothness(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(4))
+    with pytest.raises(ValueError, match="alpha"):
+        global_smoothness(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3), alpha=0)

@@ -20,7 +20,7 @@ from robustsk import (
 from robustsk.datasets import load_digits_images
 from robustsk.losses import contrastive_selection, supervised_contrastive
 from robustsk.models import ProjectionHead
-from robustsk.training import AWP
+from robustsk.training import AWP, AdversarialScoring, UDRAdversary
 
 C, D = 3, 4
 NONE = {"lam_scl": 0, "lam_vat": 0}
@@ -328,3 +328,123 @@ def test_more_robust_than_natural_training():
         )
     ]  # fmt: skip
     assert min(scores[1:]) > scores[0] + 0.1
+
+
+# --- two crops -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def views():
+    """Two crops of seven samples, and the adversarial examples of both."""
+    rng = np.random.default_rng(2)
+    x = torch.as_tensor(rng.normal(size=(7, D))) * 4
+    crops = [x + torch.as_tensor(rng.normal(size=(7, D))) for _ in range(2)]
+    attacked = [crop + torch.as_tensor(rng.uniform(-4, 4, (7, D))) for crop in crops]
+    return x, (*crops, *attacked), torch.arange(7) % C
+
+
+def jitter(x):
+    return x + 0.05 * torch.randn_like(x)
+
+
+def by_hand(anchors, pred, labels, selection, temperature):
+    """The contrastive loss of all anchors, pair by pair; the partner of i is i + n."""
+    z = F.normalize(anchors).detach().numpy()
+    n, losses = len(z) // 2, []
+    for i in range(2 * n):
+        partner = (i + n) % (2 * n)
+        taken = [k for k in range(2 * n) if selection == "global" or pred[k] == pred[i]]
+        same = {k for k in taken if k != i and labels[k] == labels[i]} | {partner}
+        others = [k for k in taken if labels[k] != labels[i]]
+        terms = {k: np.exp(z[i] @ z[k] / temperature) for k in (*same, *others)}
+        total = sum(terms.values())
+        losses.append(-np.mean([np.log(terms[k] / total) for k in same]))
+    return np.add(losses[:n], losses[n:])
+
+
+@pytest.mark.parametrize("crops", ["joint", "across", "within"])
+@pytest.mark.parametrize("selection", ["global", "leaked"])
+@pytest.mark.parametrize("natural", [True, False])
+def test_loss_of_two_crops(views, crops, selection, natural):
+    x, four, y = views
+    clf = ready(
+        crops=crops, augmentation=jitter, selection=selection, natural=natural, lam_scl=0.5,
+        lam_vat=0.7, temperature=0.3,
+    )  # fmt: skip
+    first, _, last = clf.module_
+    z = [torch.tanh(first(v)) for v in four]
+    logits = [last(v) for v in z]
+    pred = [v.argmax(1) for v in logits]
+    p = [v.softmax(1) for v in logits]
+    expected = 0.0
+    for clean, attacked in ((0, 2), (1, 3)):
+        expected = expected + F.cross_entropy(logits[attacked], y, reduction="none") / 2
+        if natural:
+            expected = expected + F.cross_entropy(logits[clean], y, reduction="none") / 2
+        divergence = (p[clean] * (p[clean] / p[attacked]).log()).sum(1)
+        expected = expected + 0.7 * divergence / 2
+    if crops == "joint":
+        # the partner of a crop is its adversarial example
+        found = by_hand(torch.cat(z), torch.cat(pred), y.repeat(4), selection, 0.3)
+        contrast = found.reshape(2, 7).mean(0)
+    else:
+        pairs = {"across": ((0, 1), (2, 3)), "within": ((0, 2), (1, 3))}[crops]
+        contrast = np.mean(
+            [
+                by_hand(
+                    torch.cat([z[i], z[j]]), torch.cat([pred[i], pred[j]]), y.repeat(2), selection,
+                    0.3,
+                )
+                for i, j in pairs
+            ],
+            axis=0,
+        )  # fmt: skip
+    loss = clf.training_loss(x, four, y)
+    assert_allclose(loss.detach(), expected.detach() + 0.5 * torch.as_tensor(contrast))
+    gradients = torch.autograd.grad(loss.mean(), list(clf.module_.parameters()))
+    assert all(g.abs().max() > 0 for g in gradients)
+
+
+def test_two_crops_that_are_one(data):
+    """Where nothing is cropped, "within" is the loss of one crop."""
+    adversary = PGD(eps=0.3, n_steps=2, random_start="none")
+    found = [
+        small(crops=crops, augmentation=nn.Identity(), adversary=adversary).fit(*data)
+        for crops in (None, "within")
+    ]
+    assert_allclose(*(clf.predict_proba(data[0]) for clf in found), rtol=1e-9)
+    assert_allclose(*(clf.history_[:, "n_positive"] for clf in found))
+
+
+@pytest.mark.parametrize("crops", ["joint", "across", "within"])
+def test_two_crops_are_made_and_attacked(data, crops):
+    """Each by itself, and from the random_state; sample weights, projections and AWP go along."""
+    X, y = data
+    params = {"crops": crops, "augmentation": jitter, "selection": "global", "batch_size": -1}
+    clf = small(**params).fit(X, y)
+    n = len(y) * (2 if crops == "joint" else 1)
+    total = np.add(clf.history_[:, "n_positive"], clf.history_[:, "n_negative"])
+    assert_allclose(total, 2 * n - 1)
+    again = small(**params).fit(X, y)
+    assert_array_equal(weights(clf.module_), weights(again.module_))
+    x, labels = torch.as_tensor(X), torch.as_tensor(y)
+    with clf._session(fresh=False) as interruptible, interruptible():
+        views = clf.craft(x, labels)
+    assert len({float(view.sum()) for view in views}) == 4
+    for crop, attacked in zip(views[:2], views[2:], strict=True):
+        assert 0.2 < (crop - attacked).abs().max() <= 0.3 + 1e-12
+    rich = small(
+        projection="linear", weight_perturbation=AWP(), adversary=UDRAdversary(eps=0.3, n_steps=2),
+        callbacks=[AdversarialScoring(PGD(eps=0.1, n_steps=1), on_train=True)], **params,
+    )  # fmt: skip
+    rich.fit(X, y, sample_weight=np.linspace(0.1, 2, len(y)))
+    assert np.isfinite(weights(rich.module_)).all()
+
+
+def test_crops_that_do_not_go(data):
+    with pytest.raises(ValueError, match="crops='joint' needs an augmentation"):
+        small(crops="joint").fit(*data)
+    with pytest.raises(ValueError, match="crops must be one of"):
+        small(crops="both", augmentation=jitter).fit(*data)
+    with pytest.raises(ValueError, match="leave it at 'own'"):
+        small(crops="across", augmentation=jitter, anchor_prediction="clean").fit(*data)

@@ -46,11 +46,16 @@ def sample_of(item):
         )
     if not isinstance(item, (tuple, list)):
         return item
-    inputs = item[0]
+    inputs = item[0] if item else None
     if len(item) > 2 and np.asarray(item[1]).size > 1:  # which is no label
         inputs = item[:-1]
     if isinstance(inputs, (tuple, list, Mapping)):
         raise TypeError(f"The items of the Dataset have {len(inputs)} inputs, {_SEVERAL}")
+    if len(item) not in (1, 2):
+        raise ValueError(
+            f"The items of the Dataset have {len(item)} values: each must be a pair (features, "
+            "label), or the features alone, as one array; weights are given as sample_weight."
+        )
     return item[0]
 
 

@@ -11,20 +11,29 @@ from ..victims._outputs import is_probability
 
 
 def for_samples(criterion, dtype):
-    """Return a criterion that gives one value per sample, in the precision of the network.
+    """Return a criterion that can tell single losses, in the precision of the network.
 
     Parameters
     ----------
     criterion : callable
-        One of torch's may average; an instance is copied.
+        One of torch's may average; an instance is copied. What is derived from one of torch's
+        gives one value per sample from now on.
     dtype : torch.dtype or None
     """
     if not isinstance(criterion, nn.Module):
         return criterion
     criterion = copy.deepcopy(criterion)
-    if isinstance(criterion, nn.modules.loss._Loss):
+    if isinstance(criterion, nn.modules.loss._Loss) and not can_be_split(type(criterion)):
         criterion.reduction = "none"
-    return criterion if dtype is None else criterion.to(dtype)
+    tensors = (*criterion.parameters(), *criterion.buffers())
+    if dtype is None or all(t.dtype == dtype for t in tensors if t.is_floating_point()):
+        return criterion
+    return criterion.to(dtype)
+
+
+def can_be_split(kind):
+    """Return whether a class of criteria is torch's own, of which a copy gives single losses."""
+    return issubclass(kind, nn.modules.loss._Loss) and kind.__module__ == nn.modules.loss.__name__
 
 
 def losses_of(criterion, logits, y):
@@ -40,6 +49,21 @@ def losses_of(criterion, logits, y):
     Returns
     -------
     torch.Tensor of shape (n,)
+    """
+    inner = _inner(criterion)
+    if can_be_split(type(inner)) and inner.reduction != "none":
+        criterion = copy.copy(inner)  # not changed in place: another thread may be at it
+        criterion.reduction = "none"
+    return value_of(criterion, logits, y)
+
+
+def value_of(criterion, logits, y):
+    """Return the value of a criterion as it is; parameters as in :func:`losses_of`.
+
+    Returns
+    -------
+    torch.Tensor
+        One number where the criterion averages or sums up, else of shape (n,).
     """
     kind = _inner(criterion)
     if isinstance(kind, nn.BCELoss):

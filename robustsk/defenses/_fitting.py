@@ -119,8 +119,10 @@ class Preparation(SparseInput):
         known = self.classes if classes is None else classes
         found = np.unique(y) if known is None else np.unique(np.asarray(known))
         if len(found) < 2:
+            where = "the data contain" if known is None else "`classes` names"
+            count = "1 class" if len(found) else "0 classes"
             raise ValueError(
-                f"{type(self).__name__} needs at least 2 classes, and the data contain 1 class: "
+                f"{type(self).__name__} needs at least 2 classes, and {where} {count}: "
                 f"{found.tolist()}."
             )
         self.classes_inferred_ = found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
 from torch import nn
+from torch.optim import Optimizer
 
 from .._shared import names_inside
 from ..attacks.base import check_attack
@@ -23,6 +24,8 @@ _EXPECTED = {
     "weight_perturbation": ("an object such as AWP(gamma=0.01)", "applied"),
     "augmentation": ("a function of a batch, or an object such as RandomCropFlip()", "__call__"),
 }
+#: Parameters of skorch that are taken as they are, and are not in the signature.
+_OF_SKORCH = ("dataset", "predict_nonlinearity", "torch_load_kwargs", "use_caching")
 #: Parameters that hold what makes an object.
 _MADE = ("module", "criterion", "optimizer", "iterator_train")
 
@@ -81,7 +84,7 @@ class NestedParameters:
         """What has been given beyond the signature."""
         known = self._signature_names()
         # other attributes are the user's own, as in any estimator
-        extra = (k for k in vars(self) if "__" in k and k not in known)
+        extra = (k for k in vars(self) if ("__" in k or k in _OF_SKORCH) and k not in known)
         return {k for k in extra if not k.startswith("_") and not k.endswith("_")}
 
     def _get_param_names(self):
@@ -89,11 +92,15 @@ class NestedParameters:
 
     def _validate_params(self):
         self._refuse(k for k in sorted(self._params_to_validate) if not self._is_nested(k))
+        if self.use_caching not in ("auto", True, False):
+            raise ValueError(
+                f"use_caching must be 'auto', True or False, got {self.use_caching!r}."
+            )
 
     def _is_nested(self, key):
-        """Return whether a name is that of a parameter of a nested object."""
+        """Return whether a name is that of a parameter of a nested object, or of skorch."""
         prefix, dunder, _ = key.partition("__")
-        return bool(dunder) and prefix in self.prefixes_
+        return (bool(dunder) and prefix in self.prefixes_) or key in _OF_SKORCH
 
     def _may_be_nested(self, key):
         """Return the same in the constructor; what is let through is looked at in `initialize`."""
@@ -104,8 +111,15 @@ class NestedParameters:
         # scikit-learn's checks take "nested" for a parameter, since **nested is in the signature
         return key in inspect.signature(type(self)).parameters
 
+    def __setattr__(self, name, value):
+        # skorch would take an instance for a part that must be made in an `initialize_` method
+        if isinstance(value, (nn.Module, Optimizer)) and name in self._signature_names():
+            vars(self)[name] = value
+        else:
+            super().__setattr__(name, value)
+
     def _spellings(self):
-        spelled = {name: name for name in self._signature_names()}
+        spelled = {name: name for name in (*self._signature_names(), *_OF_SKORCH)}
         for part, things in self._parts().items():
             inside = dict.fromkeys(name for thing in things for name in names_inside(thing))
             inside.pop("estimator", None)  # an adversary is told what to attack

@@ -160,6 +160,11 @@ class NestedDefenseParameters(TypedDict, total=False):
     compile__dynamic: bool | None
     compile__fullgraph: bool
     compile__mode: str | None
+    # what skorch takes besides
+    dataset: Any
+    predict_nonlinearity: Callable[..., Any] | str | None
+    use_caching: bool | str
+    torch_load_kwargs: dict[str, Any] | None
 
 
 class _Training(NestedDefenseParameters, total=False):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_array, validate_data
+from skorch.utils import to_numpy
 from torch import nn
 
 from .._containers import check_not_empty, dataset_labels, is_dataset, to_array, to_dense
@@ -15,9 +16,11 @@ from .._validation import check_sample_shape
 from ..attacks import PGD, BaseAttack
 from ..metrics import score_adversarial
 from ..models import get_classifier
+from ..training._data import Samples
 from ..victims import Victim
 from ..victims._checks import no_answer
 from ..victims.engine import get_members
+from ..victims.nets import Read
 from ._criteria import gives_probabilities
 
 
@@ -26,7 +29,12 @@ class Prediction:
 
     def _outputs(self, X):
         """Return the logits of `X` in float64, shape (n_samples, n_classes)."""
+        return np.concatenate([batch.double().numpy() for batch in self._batches_out(X)])
+
+    def _batches_out(self, X):
+        """Return what the network makes of `X`, batch by batch."""
         self.check_is_fitted()
+        X = self._wrapped(X)
         if not is_dataset(X):
             X = to_dense(to_array(X))
             X = (
@@ -36,11 +44,15 @@ class Prediction:
             )
             check_sample_shape(X.shape[1:], getattr(self, "_sample_shape", X.shape[1:]), self)
         check_not_empty(X)
-        z = np.concatenate([b.double().numpy() for b in self.forward_iter(X, device="cpu")])
-        lost = np.isnan(z).any(axis=1)
-        if lost.any():
-            raise no_answer(type(self).__name__, lost.sum(), len(z))
-        return z
+        batches = list(self.forward_iter(X, device="cpu"))
+        n_lost = sum(int(batch.isnan().any(dim=1).sum()) for batch in batches)
+        if n_lost:
+            raise no_answer(type(self).__name__, n_lost, sum(map(len, batches)))
+        return batches
+
+    @property
+    def _has_own_nonlinearity(self):
+        return not (isinstance(self.predict_nonlinearity, str))
 
     def _shifted(self, X):
         """Return logarithms of the probabilities of `X`, but for a constant for each sample."""
@@ -60,9 +72,13 @@ class Prediction:
         Returns
         -------
         ndarray of shape (n_samples,)
+            Numbers of the columns of `predict_proba`, if neither `fit` nor `classes` has told
+            the labels.
         """
-        predicted = self._outputs(X).argmax(axis=1)
-        return self.classes_[predicted]
+        known = hasattr(self, "classes_inferred_") or self.classes is not None
+        scores = self.predict_proba(X) if self._has_own_nonlinearity else self._outputs(X)
+        predicted = scores.argmax(axis=1)
+        return self.classes_[predicted] if known else predicted
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the probability of each class.
@@ -76,6 +92,9 @@ class Prediction:
         ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
+        if self._has_own_nonlinearity:
+            apply = self._get_predict_nonlinearity()
+            return np.concatenate([to_numpy(apply(batch)) for batch in self._batches_out(X)])
         p = np.exp(self._shifted(X))
         return p / p.sum(axis=1, keepdims=True)
 
@@ -91,6 +110,9 @@ class Prediction:
         ndarray of shape (n_samples, n_classes)
             In the order of `classes_`.
         """
+        if self._has_own_nonlinearity:
+            with np.errstate(divide="ignore"):
+                return np.log(self.predict_proba(X))
         z = self._shifted(X)
         return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
@@ -179,14 +201,26 @@ class Prediction:
         if not hasattr(self, "classes_inferred_"):
             if self.classes is not None:
                 return np.unique(np.asarray(self.classes))
-            raise AttributeError(f"This {type(self).__name__} has seen no labels yet.")
+            raise AttributeError(
+                f"This {type(self).__name__} has seen no labels yet, so it cannot say which its "
+                "outputs stand for: call fit, or give it classes=[...]."
+            )
         # callbacks that score during training see encoded labels on either side
         return np.arange(len(self.classes_inferred_)) if self._in_fit else self.classes_inferred_
 
     def __robustsk_victim__(self):
         """Return what attacks work on: raw rows in, logits out."""
         self.check_is_fitted()
-        return self._victim(self.module_, self.classes_)
+        if self.dataset is not Samples:
+            raise ValueError(
+                f"{type(self).__name__} sees the data through dataset={self.dataset!r}, which may "
+                "change them, so that what predicts cannot be attacked: pass the Dataset itself as "
+                "X, or let a transformer in a Pipeline or the module do what it does."
+            )
+        module = self.module_
+        if callable(self.predict_nonlinearity):
+            module = Read(module, self.predict_nonlinearity)
+        return self._victim(module, self.classes_)
 
     def _victim(self, module, classes):
         return Victim(

@@ -28,7 +28,8 @@ from ..training._weights import copy_of_state, put_state
 from ..victims import Victim
 from ..victims._outputs import two_logits
 from ..victims.engine import lay_out
-from ._criteria import for_samples, losses_of, share_counted
+from ._criteria import can_be_split, for_samples, losses_of, share_counted, value_of
+from ._fit_params import passed_on, taken_by
 from ._networks import is_lookup_error, uncompiled
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class TrainingLoop:
     use_caching = "auto"
     torch_load_kwargs = None
     _in_fit = False
-    #: What `train_split` is given besides the data.
+    #: What `fit` is given besides the data, and what of it `train_split` takes.
+    _fit_params = {}
     _split_params = {}
     _shape_checked = False
     #: What is needed during training only.
@@ -126,10 +128,11 @@ class TrainingLoop:
         return self
 
     def initialize_criterion(self):
-        """Build the criterion, one value per sample; called by skorch."""
+        """Build the criterion, which can tell the loss of each sample; called by skorch."""
         params = self.get_params_for("criterion")
         if (
             isinstance(self.criterion, type)
+            and not can_be_split(self.criterion)
             and "reduction" in inspect.signature(self.criterion).parameters
         ):
             params["reduction"] = "none"
@@ -159,8 +162,18 @@ class TrainingLoop:
 
     def fit_loop(self, X, y=None, epochs=None, **fit_params):
         """Train; called by skorch."""
+        module = getattr(self.module_, "_orig_mod", self.module_)
+        forward_params = taken_by(module.forward, self._fit_params)
+        lost = self._fit_params.keys() - self._split_params.keys() - forward_params.keys()
+        if lost:
+            raise TypeError(
+                f"fit got {sorted(lost)}, which neither train_split takes "
+                f"({self.train_split!r}) nor the forward of the module: give a train_split that "
+                "does, e.g. skorch.dataset.ValidSplit(5) for groups, or leave it out."
+            )
         try:
-            return super().fit_loop(X, y, epochs, **fit_params)
+            with passed_on(self.module_, forward_params):
+                return super().fit_loop(X, y, epochs, **fit_params)
         except Exception as error:
             if is_lookup_error(error):
                 raise TypeError(
@@ -187,6 +200,12 @@ class TrainingLoop:
         if y is None and is_dataset(X) and not self._in_fit:
             y = dataset_labels(X)
         return self._samples(X, y, is_encoded=self._in_fit)
+
+    def _wrapped(self, X, y=None):
+        """Return data in the `dataset` of the user, where one has been given."""
+        if self.dataset is Samples or is_dataset(X):
+            return X
+        return NeuralNet.get_dataset(self, X, y)
 
     def _samples(self, X, y=None, is_encoded=False):
         """Return any data, which training has not prepared, as `Samples`."""
@@ -382,7 +401,8 @@ class TrainingLoop:
         y_true : torch.Tensor of shape (n,)
             Class indices.
         X : object, optional
-            The batch. After training and without it, there is a value for each sample.
+            The batch. After training and without it, the value is that of the criterion itself,
+            with the ``criterion__reduction`` that it has.
         training : bool, default=False
 
         Returns
@@ -390,8 +410,10 @@ class TrainingLoop:
         torch.Tensor
         """
         if not isinstance(X, Crafted):
-            losses = self._losses(y_pred, y_true.to(y_pred.device))
-            return losses if X is None and not self._in_fit else losses.mean()
+            y_true = torch.as_tensor(y_true, device=y_pred.device)
+            if X is None and not self._in_fit:
+                return value_of(self.criterion_, y_pred, y_true)
+            return self._losses(y_pred, y_true).mean()
         if X.losses is not None:
             y_pred = X.losses
         if y_pred.ndim == 0:
@@ -512,7 +534,7 @@ class TrainingLoop:
 
 
 def _own(callback):
-    return copy.copy(callback) if getattr(callback, "is_copied", False) else callback
+    return copy.copy(callback) if getattr(callback, "is_copied", False) is True else callback
 
 
 def _is_about_history(error):
@@ -521,9 +543,14 @@ def _is_about_history(error):
 
 def _is_prepared(dataset):
     """Return whether data are `Samples`, or a part of them."""
+    return isinstance(_whole(dataset), Samples)
+
+
+def _whole(dataset):
+    """Return what a Dataset is a part of."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return isinstance(dataset, Samples)
+    return dataset
 
 
 @cache
@@ -536,9 +563,8 @@ def _may_draw(kind, method_name):
 
 def _holds_arrays(dataset):
     """Return whether nothing of the user's runs where samples are fetched."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    return isinstance(dataset, Samples) and not is_dataset(dataset.X)
+    whole = _whole(dataset)
+    return isinstance(whole, Samples) and not is_dataset(whole.X)
 
 
 def _is_the_same_in_training(module, x):
@@ -548,14 +574,13 @@ def _is_the_same_in_training(module, x):
     """
     if next(module.buffers(), None) is not None:
         return False
-    devices = [x.device] if x.is_cuda else []
     victim = Victim(module)
     victim.is_ours = True
     with victim.frozen() as seen:
         replica = seen.module
         if replica is module:
             return False
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with GeneratorState.present(x.device).in_use(), torch.no_grad():
             first, second = (two_logits(replica.train(mode)(x), len(x)) for mode in (False, True))
     return torch.equal(first, second)
 

@@ -28,6 +28,7 @@ from ..attacks import PGD, BaseAttack
 from ..models import forward_with_features, make_module
 from ..victims._outputs import two_logits
 from ._crafting import Crafting
+from ._fit_params import taken_by
 from ._fitting import Preparation
 from ._interruption import Interruption
 from ._nested import NestedParameters
@@ -132,7 +133,8 @@ class BaseDefense(
     **nested
         Parameters of nested objects: ``module__``, ``adversary__``,
         ``optimizer__``, ``criterion__``, ``callbacks__``, ``iterator_train__``,
-        ``iterator_valid__``, ``compile__``.
+        ``iterator_valid__``, ``compile__``. Also `dataset`,
+        `predict_nonlinearity`, `use_caching` and `torch_load_kwargs`, as in skorch.
 """
 
     _shared_attributes_doc = """
@@ -392,7 +394,8 @@ class BaseDefense(
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples in the loss.
         **fit_params
-            What `train_split` is given besides the data, e.g. ``groups``.
+            What `train_split` is given besides the data, e.g. ``groups``, and the `forward`
+            of the module in training; each gets what it takes by its name.
 
         Returns
         -------
@@ -407,6 +410,7 @@ class BaseDefense(
             good, from the start of this or the last epoch, are then restored
             and the model can be used.
         """
+        X = self._wrapped(X, y)
         fresh = not (self.warm_start and self.initialized_)
         samples = self._prepare(X, y, sample_weight, reset=fresh)
         return self._train_on(samples, fresh, fit_params)
@@ -439,19 +443,16 @@ class BaseDefense(
         -------
         self
         """
+        X = self._wrapped(X, y)
         fresh = not self.initialized_
         samples = self._prepare(X, y, sample_weight, reset=fresh, classes=classes)
         return self._train_on(samples, fresh, fit_params, epochs)
 
     def _train_on(self, samples, fresh, fit_params, epochs=None):
-        if fit_params and not self.train_split:
-            raise TypeError(
-                f"fit got {sorted(fit_params)}, which is passed on to train_split, and there is "
-                "none: give one, e.g. train_split=skorch.dataset.ValidSplit(5), or leave it out."
-            )
+        split_params = taken_by(self.train_split, fit_params) if self.train_split else {}
         if samples.rows is not None:
-            fit_params = {k: _safe_indexing(v, samples.rows) for k, v in fit_params.items()}
-        options = {"_split_params": fit_params}
+            split_params = {k: _safe_indexing(v, samples.rows) for k, v in split_params.items()}
+        options = {"_fit_params": fit_params, "_split_params": split_params}
         if epochs is not None:
             options["max_epochs"] = check_count(epochs, "epochs", least=0)
         self.interrupted_ = None

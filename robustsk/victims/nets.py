@@ -50,7 +50,7 @@ def net_victim(net, attack, access):
         module = _Inferred(net)
     reading = _reading(net)
     if reading is not None:
-        module = _Read(module, *reading)
+        module = Read(module, *reading)
     classes = getattr(net, "classes_", None)
     is_numbered = predicts_like(net) in ("NeuralNet", "NeuralNetClassifier")
     if is_numbered and not np.array_equal(classes, np.arange(np.size(classes))):
@@ -105,7 +105,7 @@ def _reading(net):
     return None if threshold in (None, 0.5) else ("logits", threshold)
 
 
-class _Read(nn.Module):
+class Read(nn.Module):
     """What a module returns, as logits of which the largest is what is predicted.
 
     Parameters
@@ -114,12 +114,12 @@ class _Read(nn.Module):
     how : {"log", "probability", "logits"} or callable
         The logarithm is taken of probabilities; of that of the second class; it returns logits;
         or what it returns becomes probabilities by a function.
-    threshold : float or None
+    threshold : float, optional
         Probability of the second class from which on it is predicted. None means that of several
         classes the most probable is.
     """
 
-    def __init__(self, module, how, threshold):
+    def __init__(self, module, how, threshold=None):
         super().__init__()
         self.module = module
         self.how = how

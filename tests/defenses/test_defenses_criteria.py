@@ -133,14 +133,63 @@ def test_an_attack_on_probabilities_in_training_is_told(make, data32):
         make(PGDATClassifier, module=module).fit(*data32)
 
 
-def test_loss_scoring_gives_the_loss_of_each_sample(make, data):
+def test_loss_scoring_gives_what_the_criterion_gives(make, data):
     X, y = data
     names = np.array(["x", "y", "z"])[y]
-    clf = make(StandardClassifier).fit(X, names)
-    losses = loss_scoring(clf, X, names)
-    right = -clf.predict_log_proba(X)[np.arange(len(y)), y]
-    assert_allclose(losses, right, rtol=1e-12)
+    clf = make(StandardClassifier, batch_size=20).fit(X, names)
+    losses = -clf.predict_log_proba(X)[np.arange(len(y)), y]
     assert_allclose(losses.mean(), log_loss(names, clf.predict_proba(X)), rtol=1e-12)
+    assert_allclose(loss_scoring(clf, X, names), losses.mean(), rtol=1e-12)
+    for reduction, right in {"sum": losses.sum(), "none": losses}.items():
+        clf.set_params(criterion__reduction=reduction)
+        assert_allclose(loss_scoring(clf, X, names), right, rtol=1e-12)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_training_takes_the_mean_whatever_the_reduction(make, data, reduction):
+    X, y = data
+    params = {"criterion__weight": torch.tensor([1.0, 2.0, 5.0]), "batch_size": 20}
+    right = make(PGDATClassifier, **params).fit(X, y)
+    clf = make(PGDATClassifier, criterion__reduction=reduction, **params).fit(X, y)
+    assert_allclose(clf.predict_proba(X), right.predict_proba(X), rtol=1e-12)
+    assert clf.history_[:, "train_loss"] == right.history_[:, "train_loss"]
+
+
+def test_loss_scoring_takes_the_weights_of_classes(make, data):
+    X, y = data
+    weight = np.array([1.0, 2.0, 5.0])
+    params = {"criterion__weight": torch.tensor(weight), "batch_size": 64}
+    clf = make(StandardClassifier, **params).fit(X, y)
+    losses = -clf.predict_log_proba(X)[np.arange(len(y)), y] * weight[y]
+    assert_allclose(loss_scoring(clf, X, y), losses.sum() / weight[y].sum(), rtol=1e-6)
+    clf.set_params(criterion__reduction="none")
+    assert_allclose(loss_scoring(clf, X, y), losses, rtol=1e-6)
+
+
+def test_a_criterion_derived_from_one_of_torch_is_told_to_give_single_losses(make, data):
+    class Derived(nn.CrossEntropyLoss):
+        def __init__(self, reduction="mean"):
+            super().__init__()
+            self.own = nn.CrossEntropyLoss(reduction=reduction)
+
+        def forward(self, logits, y):
+            return self.own(logits, y)
+
+    X, y = data
+    weight = np.linspace(0, 1, len(y))
+    clf = make(PGDATClassifier, criterion=Derived).fit(X, y, sample_weight=weight)
+    right = make(PGDATClassifier).fit(X, y, sample_weight=weight)
+    assert_allclose(clf.predict_proba(X), right.predict_proba(X), rtol=1e-12)
+
+
+def test_an_own_loss_may_ask_the_criterion(make, data):
+    class Own(PGDATClassifier):
+        def get_loss(self, y_pred, y_true, X=None, training=False):
+            return self.criterion_(y_pred, y_true)
+
+    X, y = data
+    right = make(PGDATClassifier).fit(X, y)
+    assert_allclose(make(Own).fit(X, y).predict_proba(X), right.predict_proba(X), atol=1e-12)
 
 
 def test_an_own_loss_is_given_predictions(make, data):

@@ -138,12 +138,16 @@ def test_samples_in_a_list_are_samples(make, data32):
     assert clf.predict(rows[:2]).shape == (2,)
 
 
-def test_what_items_hold_besides_is_left_alone(make, data32):
-    """Numbers of samples, for instance."""
+def test_what_items_hold_besides_is_not_dropped_in_silence(make, data32):
+    """Which may be weights, or groups."""
     X, y = data32
-    numbered = TensorDataset(torch.from_numpy(X), torch.from_numpy(y), torch.arange(len(y)))
-    found = make(StandardClassifier).fit(numbered).predict_proba(numbered)
-    assert_array_equal(found, make(StandardClassifier).fit(X, y).predict_proba(X))
+    weighted = TensorDataset(torch.from_numpy(X), torch.from_numpy(y), torch.arange(len(y)))
+    clf = make(StandardClassifier)
+    for ask in (clf.fit, clf.fit(X, y).predict_proba, clf.score):
+        with pytest.raises(
+            ValueError, match=r"have 3 values: .*weights are given as sample_weight"
+        ):
+            ask(weighted)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])

@@ -187,6 +187,8 @@ class BaseDefense(
         verbose: int = 0,
         **nested: Unpack[AnyNestedParameters],
     ):
+        if "history" in nested:  # what skorch records in; a result, and no parameter
+            self.history_ = nested.pop("history")
         # not setattr: skorch would take a module given as an instance for its own
         vars(self).update(
             module=module,

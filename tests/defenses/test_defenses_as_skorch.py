@@ -11,6 +11,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from skorch.callbacks import Checkpoint, EarlyStopping, InputShapeSetter
 from skorch.dataset import Dataset, ValidSplit
 from skorch.exceptions import SkorchAttributeError
+from skorch.history import History
 from torch import nn
 
 from robustsk import FGSM, PGDATClassifier, StandardClassifier
@@ -224,6 +225,18 @@ def test_predictions_may_be_read_in_another_way(make, data):
     assert_allclose(clf.predict_proba(X), clf.forward(X).numpy())
     with pytest.raises(TypeError, match="predict_nonlinearity has to be"):
         clf.set_params(predict_nonlinearity=3).predict(X)
+
+
+def test_records_may_be_kept_in_a_history_of_the_user(make, data):
+    class Own(History):
+        pass
+
+    own = Own()
+    clf = make(StandardClassifier, history=own).fit(*data)
+    assert clf.history_ is own
+    assert len(own) == clf.max_epochs
+    assert "history" not in clf.get_params()
+    assert type(clone(clf).fit(*data).history_) is History
 
 
 def test_data_may_be_wrapped_in_a_dataset_of_the_user(make, data32):

@@ -10,6 +10,8 @@ from defense_paths import DATA, DEFENSES, NETWORK, PREDICTION, SAVING, epochs
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
+from robustsk import AWP, HypersphereHead, PGDATClassifier, StandardClassifier
+
 #: A battery that does not take an estimator for a classifier has far fewer.
 MIN_CHECKS = 55
 
@@ -70,6 +72,28 @@ def test_defense_passes_sklearn_check(cls, label):
         check(estimator)
     except SkipTest as skip:
         # scikit-learn's own: array API support is off unless the variable is set
+        if "SCIPY_ARRAY_API" not in str(skip):
+            pytest.fail(f"skipped: {skip}")
+        raise
+
+
+#: What defences are composed of; the checks with which it must agree as well.
+CONFIGURED = {
+    "weights of classes": StandardClassifier(class_weight="balanced", max_epochs=5),
+    "head and weights": PGDATClassifier(
+        head=HypersphereHead(s=10), weight_perturbation=AWP(), adversary__n_steps=2, max_epochs=5
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGURED)
+@pytest.mark.parametrize("label", sorted(checks_of(DEFENSES[0]).keys() - OF_THE_DEFAULTS))
+def test_a_configured_defense_passes_sklearn_check(name, label):
+    _, check = checks_of(DEFENSES[0])[label]
+    try:
+        check(clone(CONFIGURED[name]))
+    except SkipTest as skip:
         if "SCIPY_ARRAY_API" not in str(skip):
             pytest.fail(f"skipped: {skip}")
         raise

@@ -333,3 +333,22 @@ def test_where_no_file_can_be_is_said_before_anything_is_attacked(tmp_path):
         attack(tmp_path / "missing" / "state.npz").evaluate(X, Y)
     with pytest.raises(IsADirectoryError, match="give the name of a file in it"):
         attack(tmp_path).evaluate(X, Y)
+
+
+@pytest.mark.parametrize("failure", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_what_is_half_written_does_not_stay(tmp_path, monkeypatch, failure):
+    path = tmp_path / "state.npz"
+    attack(path).evaluate(X, Y)
+    before = path.read_bytes()
+
+    def savez(file, **arrays):
+        file.write(b"half")
+        file.flush()
+        raise failure
+
+    path_of_another = tmp_path / "other.npz"
+    monkeypatch.setattr(np, "savez", savez)
+    with pytest.raises(type(failure)):
+        attack(path_of_another).evaluate(X, Y)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == before

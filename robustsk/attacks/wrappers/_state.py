@@ -12,6 +12,7 @@ import time
 import types
 import zipfile
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -185,7 +186,19 @@ class State:
         """Write the file; one that is half written never takes the place of a whole one."""
         start = time.monotonic()
         partial = f"{os.fspath(self.path)}.partial"
-        with open(partial, "wb") as file:
+        try:
+            self._write(partial)
+            os.replace(partial, self.path)
+        except BaseException:
+            with suppress(OSError):
+                os.remove(partial)
+            raise
+        self.saved = time.monotonic()
+        # a small part of the time, however long it takes
+        self.interval = max(_SAVE_EVERY, 20 * (self.saved - start))
+
+    def _write(self, path):
+        with open(path, "wb") as file:
             np.savez(
                 file,
                 fingerprint=json.dumps(self.known["parts"]),
@@ -201,10 +214,6 @@ class State:
                 fooled=self.fooled,
                 counts=self.counts,
             )
-        os.replace(partial, self.path)
-        self.saved = time.monotonic()
-        # a small part of the time, however long it takes
-        self.interval = max(_SAVE_EVERY, 20 * (self.saved - start))
 
     def _load(self):
         try:

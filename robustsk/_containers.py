@@ -106,15 +106,11 @@ def to_array(X):
     if is_dataset(X):
         return dataset_features(X)
     check_one_input(X)
-    if isinstance(X, DataLoader):
-        raise TypeError("X is a DataLoader, and batches are made here: pass loader.dataset.")
-    if isinstance(X, Mapping) and not issparse(X):  # a DOK matrix is a dict as well
-        raise TypeError(f"X is a dict of inputs ({sorted(map(str, X))}), {_SEVERAL}")
     return X
 
 
 def check_one_input(X, y=None):
-    """Raise if X is a list or tuple of arrays that hold different features of the same samples.
+    """Raise if X is a DataLoader, or arrays that hold different features of the same samples.
 
     Parameters
     ----------
@@ -122,6 +118,10 @@ def check_one_input(X, y=None):
     y : array-like of shape (n_samples,), optional
         Labels, which tell how many samples there are. Without them only the shapes can tell.
     """
+    if isinstance(X, DataLoader):
+        raise TypeError("X is a DataLoader, and batches are made here: pass loader.dataset.")
+    if isinstance(X, Mapping) and not issparse(X):  # a DOK matrix is a dict as well
+        raise TypeError(f"X is a dict of inputs ({sorted(map(str, X))}), {_SEVERAL}")
     if not isinstance(X, (tuple, list)):
         return
     n_samples = len(y) if hasattr(y, "__len__") else None

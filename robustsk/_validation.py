@@ -340,6 +340,11 @@ def check_sample_shape(shape, fitted, owner):
 
 def check_labels(y):
     """Return `y` as a 1-D array, with a word of help for one-hot and for several labels."""
+    if y is None:
+        raise ValueError(
+            "y is None: pass the true labels, one for each sample; only a Dataset that yields them "
+            "needs none."
+        )
     if isinstance(y, torch.Tensor):
         y = y.detach().cpu().numpy()
     shape = getattr(y, "shape", None)

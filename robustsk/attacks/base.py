@@ -489,6 +489,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         info : dict of str to ndarray of shape (n_samples, ...)
             Only with `return_info`: e.g. ``"n_queries"`` of a black-box attack.
         """
+        if isinstance(return_info, str):
+            raise ValueError(
+                f"return_info={return_info!r} is for `perturb`, which attacks one batch of tensors "
+                "and keeps each step in memory: ask that, or give True."
+            )
         prepared = self._prepare_own(X, y)
         X_adv, info = prepared.attack.run(prepared)
         prepared.batches.warn(3)

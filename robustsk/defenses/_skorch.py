@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -361,11 +361,26 @@ class TrainingLoop:
     def _take_step(self, crafted, **fit_params):
         """Take one optimisation step on a crafted batch."""
         step = super().train_step
-        with uninterrupted():
+        with uninterrupted(), self._blamed_on_own_infer(crafted):
             if self.weight_perturbation_ is None:
                 return step((crafted, crafted.y), **fit_params)
             with self.weight_perturbation_.applied(self, crafted) as crafted:
                 return step((crafted, crafted.y), **fit_params)
+
+    @contextmanager
+    def _blamed_on_own_infer(self, crafted):
+        """Say what an own `infer` must let through, if it fails on a crafted batch."""
+        try:
+            yield
+        except (TypeError, AttributeError) as error:
+            if crafted.was_received or type(self).infer is TrainingLoop.infer:
+                raise
+            raise TypeError(
+                f"The infer of {type(self).__name__} is also called in training, with clean and "
+                "adversarial samples in one object, which it must pass on as it is to "
+                "super().infer; what is to be done to the samples belongs into the "
+                f"forward of the module, which is what is attacked ({error})."
+            ) from error
 
     def train_step_single(self, batch, **fit_params):
         """Compute loss and gradients; skorch's own step, reporting the logits."""
@@ -380,6 +395,7 @@ class TrainingLoop:
     def infer(self, x, **fit_params):
         """Return logits, or for a crafted training batch its losses; called by skorch."""
         if isinstance(x, Crafted):
+            x.was_received = True
             with temporarily(self, _batch_weight=x.weight):
                 self._step_logits = None
                 x.losses = losses = self.training_loss(x.x, x.adversarial, x.y)

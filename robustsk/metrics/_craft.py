@@ -6,7 +6,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, check_one_input, dataset_labels, is_dataset
-from .._validation import check_classifies, check_labels, encode_labels, learn_bounds
+from .._validation import check_labels, encode_labels, learn_bounds
 from ..victims.ensemble import join_victims
 from ..victims.resolve import as_victim, members_as_victims
 from ..victims.victim import Victim
@@ -29,8 +29,8 @@ def check_samples(X, y):
     """
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
+    check_one_input(X, y)
     y_true = column_or_1d(check_labels(y))
-    check_one_input(X, y_true)
     values = check_floats(X)
     check_consistent_length(values, y_true)
     return values, y_true
@@ -65,7 +65,6 @@ def prepared(attack, model, values, y_true, X, **known):
     -------
     Prepared
     """
-    check_classifies(model)
     attack = attack._resolved()
     victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
     bounds = valid_range(attack, victim, values)

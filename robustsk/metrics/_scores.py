@@ -123,8 +123,8 @@ def _prepare(estimator, X, y, attack):
     check_classifies(estimator)
     if is_dataset(X) and y is None:
         y = dataset_labels(X)
+    check_one_input(X, y)
     y_true = column_or_1d(check_labels(y))
-    check_one_input(X, y_true)
     values = check_rows(X)
     check_consistent_length(values, y_true)
     if values.shape[1] != getattr(estimator, "n_features_in_", values.shape[1]):

@@ -81,9 +81,12 @@ class Crafted:
     weight : torch.Tensor or None
     losses : torch.Tensor or None
         What the defence has made of it last.
+    was_received : bool
+        Whether it has come to the defence, past what a subclass has in front of it.
     """
 
     losses = None
+    was_received = False
 
     def __init__(self, x, adversarial, y, weight):
         self.x, self.adversarial, self.y, self.weight = x, adversarial, y, weight

@@ -23,6 +23,7 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from torch import nn
 
+from .._validation import check_classifies
 from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
@@ -74,6 +75,8 @@ def as_victim(
         If `model` is not fitted.
     NoGradientError
         If no gradient can flow through `model`.
+    TypeError
+        If `model` says of itself that it is no classifier.
 
     Examples
     --------
@@ -90,6 +93,7 @@ def as_victim(
         return Victim(model, classes=classes)
     if classes is not None:
         return _told(model, classes, attack)
+    check_classifies(model)
     victim = _victim(model, attack, access)
     if not isinstance(model, (Victim, nn.Module, list, tuple, dict)):
         # what is asked for labels is asked for those of `predict`

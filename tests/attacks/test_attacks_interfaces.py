@@ -21,6 +21,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils import Tags, TargetTags
 from torch import nn
 
 import robustsk
@@ -266,3 +267,21 @@ def test_names_of_victims_are_found_where_they_were():
         assert getattr(robustsk.attacks, name) is getattr(robustsk.victims, name)
     assert isinstance(old.as_victim(nn.Linear(2, 2)), robustsk.Victim)
     assert old.as_victim(torch.nn.Identity()).name == "Identity"
+
+
+class Numbers:
+    def __init__(self, told):
+        self.told = told
+
+    def __sklearn_tags__(self):
+        return Tags(estimator_type="regressor", target_tags=TargetTags(required=True))
+
+    def predict(self, X):
+        return np.where(X[:, 0] > 0.5, *self.told)
+
+
+def test_a_regressor_whose_classes_are_told_is_one_that_has_them():
+    with pytest.raises(TypeError, match="Numbers is a regressor"):
+        as_victim(Numbers((1.0, 3.0)), access="labels")
+    victim = as_victim(Numbers((1.0, 3.0)), classes=[1.0, 3.0])
+    assert_array_equal(victim.logits(np.eye(2)).argmax(1), [0, 1])

@@ -135,3 +135,9 @@ def test_attacks_without_such_a_path_say_so(attack):
 def test_a_kind_that_does_not_exist():
     with pytest.raises(ValueError, match=r"return_info must be one of .*'values', 'iterates'"):
         path(PGD(**COMMON), "losses")
+
+
+@pytest.mark.parametrize("kind", ["values", "iterates", "losses"])
+def test_what_is_told_of_one_batch_is_not_told_of_all_data(kind):
+    with pytest.raises(ValueError, match=rf"return_info='{kind}' is for `perturb`"):
+        PGD(NET, **COMMON).generate(X.numpy(), Y.numpy(), return_info=kind)

@@ -16,7 +16,7 @@ from torch import nn
 
 from robustsk import FGSM, PGDATClassifier, StandardClassifier
 from robustsk.metrics import score_adversarial
-from robustsk.training import WeightAveraging
+from robustsk.training import AWP, WeightAveraging
 
 
 class Plain(nn.Module):
@@ -296,3 +296,33 @@ def test_logarithms_of_probabilities(make, data):
     assert found.min() < -750  # the probability itself is zero
     logs = cross_val_predict(make(StandardClassifier), X, y, cv=3, method="predict_log_proba")
     assert_allclose(np.exp(logs).sum(axis=1), 1)
+
+
+class OwnModule(StandardClassifier):
+    def infer(self, x, **fit_params):
+        return self.module_(x)
+
+
+class OwnTensor(StandardClassifier):
+    def infer(self, x, **fit_params):
+        return super().infer(x.float(), **fit_params)
+
+
+@pytest.mark.parametrize("cls", [OwnModule, OwnTensor])
+@pytest.mark.parametrize("perturbation", [None, AWP(gamma=0.01)])
+def test_an_own_infer_is_told_what_it_must_pass_on(make, data32, cls, perturbation):
+    match = f"infer of {cls.__name__} .* as it is to super\\(\\).infer; .*forward of the module"
+    with pytest.raises(TypeError, match=match):
+        make(cls, weight_perturbation=perturbation).fit(*data32)
+
+
+def test_other_mistakes_are_not_blamed_on_infer(make, data32):
+    class Mistaken(StandardClassifier):
+        def infer(self, x, **fit_params):
+            return super().infer(x, **fit_params)
+
+        def training_loss(self, x, x_adv, y):
+            return self.nothing_of_the_kind
+
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        make(Mistaken).fit(*data32)

@@ -108,6 +108,28 @@ def test_what_cannot_be_read_says_what_can(make, wrong, cure, y):
         PGD(nn.Linear(4, 2), eps=0.1, clip=None).generate(wrong, labels)
 
 
+@pytest.mark.parametrize("y", [None, [0, 1, 0, 1]], ids=["own labels", "labels"])
+def test_a_loader_is_not_scored(make, data32, y):
+    clf = make(StandardClassifier).fit(*data32)
+    loader = DataLoader(as_dataset([a[:4] for a in data32]), batch_size=2)
+    for ask in (
+        lambda: score_adversarial(clf, loader, y, PGD(eps=0.1)),
+        lambda: clf.score_adversarial(loader, y),
+        lambda: clf.score(loader, y),
+        lambda: class_pair_gradients(clf, loader, y),
+        lambda: robustness_report(clf, loader, y),
+    ):
+        with pytest.raises(TypeError, match=r"X is a DataLoader, .* pass loader\.dataset"):
+            ask()
+
+
+def test_labels_cannot_be_left_out_of_arrays(make, data32):
+    clf = make(StandardClassifier).fit(*data32)
+    for ask in (score_adversarial, class_pair_gradients, robustness_report):
+        with pytest.raises(ValueError, match="y is None: pass the true labels"):
+            ask(clf, data32[0], None, *[PGD(eps=0.1)] * (ask is score_adversarial))
+
+
 @pytest.mark.parametrize("kind", [tuple, list])
 @pytest.mark.parametrize("as_array", [np.asarray, torch.as_tensor, pd.DataFrame])
 def test_several_arrays_are_several_inputs(make, data32, kind, as_array):

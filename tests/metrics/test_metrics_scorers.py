@@ -119,6 +119,7 @@ def test_a_regressor_is_told_to_be_one(iris, name, attack, target):
         lambda: score_adversarial(model, X, y, attack),
         lambda: make_adversarial_scorer(attack)(model, X, y),
         lambda: robustness_report(model, X, y),
+        lambda: attack._with(estimator=model).fit(X, y),
     ):
         with pytest.raises(TypeError, match=match):
             ask()

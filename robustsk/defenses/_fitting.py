@@ -149,6 +149,15 @@ class Preparation(SparseInput):
     def _is_image(self):
         return len(getattr(self, "input_shape_", ())) > 1
 
+    @property
+    def _has_one_range(self):
+        """Return whether all values of a sample are in one unit, as pixels are.
+
+        For samples with two axes, series or grey images, the values themselves tell.
+        """
+        is_either = len(getattr(self, "_sample_shape", ())) == 2 == len(self.input_shape_)
+        return self._is_image and not is_either
+
     def _weights(self, X, y, sample_weight):
         if sample_weight is None and self.class_weight is None:
             return None
@@ -182,7 +191,7 @@ class Preparation(SparseInput):
             if first_time:
                 self.clip_bounds_ = None
             return
-        bounds = learn_bounds(Rows(X) if is_dataset(X) else X, self._is_image)
+        bounds = learn_bounds(Rows(X) if is_dataset(X) else X, self._has_one_range)
         if not first_time and self.clip_bounds_ is not None:
             low, high = self.clip_bounds_
             bounds = np.minimum(low, bounds[0]), np.maximum(high, bounds[1])

@@ -184,7 +184,7 @@ class Prediction:
 
     def default_attack(self) -> PGD:
         """Return the attack that :meth:`score_adversarial` uses by default."""
-        adversary = self._adversary()
+        adversary = self._adversary()._resolved()
         return PGD(
             norm=adversary.norm,
             eps=adversary.eps,
@@ -227,7 +227,7 @@ class Prediction:
             RawInput(module, getattr(self, "input_shape_", None)),
             classes=classes,
             bounds=getattr(self, "clip_bounds_", None),
-            is_image=self._is_image,
+            is_image=self._has_one_range,
             name=type(self).__name__,
         )
 

@@ -443,6 +443,41 @@ def test_a_series_of_few_channels_has_a_default_network(shape):
     assert clf.score(X, y) > 0.9
 
 
+def test_each_channel_of_a_series_has_its_range_in_training(make):
+    rng = np.random.default_rng(0)
+    X = np.stack([rng.random((40, 12)), 1000 + 100 * rng.random((40, 12))], 2).astype(np.float32)
+    y = (X[:, :, 0].mean(1) > 0.5).astype(int)
+    eps = np.array([0.4, 40.0])
+    clf = make(PGDATClassifier, adversary=PGD(eps=eps, n_steps=2)).fit(X, y)
+    low, high = clf.clip_bounds_
+    assert_allclose(low, X.min(axis=(0, 1), keepdims=True)[0])
+    assert_allclose(high, X.max(axis=(0, 1), keepdims=True)[0])
+    attack = PGD(clf, eps=eps, random_state=0).fit(X)
+    assert_array_equal(attack.clip_bounds_[0], low)
+    X_adv = attack.generate(X, y)
+    assert np.all((low <= X_adv) & (X_adv <= high))
+    # one learned range would let the small channel reach the values of the large one
+    assert X_adv[:, :, 0].max() <= 1
+    assert robustness_report(clf, X, y, norm=np.inf, eps=0.1).rows["clean"].accuracy == clf.score(
+        X, y
+    )
+    clf.partial_fit(X + np.array([1.0, 0.0], dtype=np.float32), y)
+    assert_allclose(clf.clip_bounds_[1][0], high[0] + [1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "input_shape"),
+    [((40, 3, 8, 8), None), ((40, 8, 8), None), ((40, 8, 8), (1, 8, 8)), ((40, 64), (1, 8, 8))],
+    ids=["images", "grey images", "grey images with a channel", "flat images"],
+)
+def test_all_pixels_have_one_range(make, shape, input_shape):
+    X = np.random.default_rng(0).random(shape).astype(np.float32)
+    if input_shape is not None:  # who says that they are images need not prove it
+        X.reshape(40, 8, 8)[:, :, 2:] = 0
+    clf = make(PGDATClassifier, input_shape=input_shape, max_epochs=1).fit(X, np.arange(40) % 2)
+    assert clf.clip_bounds_ == (X.min(), X.max())
+
+
 def test_compiled_weights_load_plain_and_back(make, data, tmp_path):
     X, y = data
     options = {"compile": True, "compile__backend": "eager"}

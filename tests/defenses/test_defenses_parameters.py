@@ -41,7 +41,7 @@ from skorch.callbacks import (
 )
 from skorch.dataset import ValidSplit
 
-from robustsk import PGD, make_adversarial_scorer
+from robustsk import EOT, PGD, StandardClassifier, make_adversarial_scorer
 
 NAMES = np.array(["ant", "bee", "cat"])
 
@@ -610,3 +610,14 @@ def test_best_weights_are_restored(cls, make, data):
     best = int(np.argmin(clf.history_[:, "train_loss"])) + 1
     shorter = clone(clf).set_params(callbacks=None, max_epochs=best).fit(*data)
     assert same_weights(weights(clf), weights(shorter))
+
+
+def test_default_attack_has_what_is_said_inside_a_wrapper(learner, data):
+    inside = PGD(eps=2.0, norm=2, clip=(-9, 9), mask=np.array([True, False, True, True]))
+    clf = learner(StandardClassifier, adversary=EOT(attack=inside, n_draws=1))
+    attack = clf.default_attack()
+    assert (attack.eps, attack.norm, attack.clip) == (2.0, 2, (-9, 9))
+    assert_array_equal(attack.mask, inside.mask)
+    clf.fit(*data)
+    assert clf.score_adversarial(*data) == clf.score_adversarial(*data, attack)
+    assert clf.score_adversarial(*data) < clf.score_adversarial(*data, PGD(random_state=0))

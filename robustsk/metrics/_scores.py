@@ -246,7 +246,7 @@ def _predicted_by_victim(victim, values, batches, attacked):
 
     def look(rows):
         x = torch.from_numpy(np.array(values[rows]))
-        logits = seen(x.to(victim.device, victim.dtype))
+        logits = seen.itself(x.to(victim.device, victim.dtype))
         found.append(predicted_class(logits).cpu().numpy())
 
     with victim.frozen() as seen, torch.no_grad():

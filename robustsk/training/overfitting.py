@@ -172,7 +172,7 @@ class CatastrophicOverfittingStop(Callback):
             weight = torch.ones(len(y)) if weight is None else weight
             z = attack.perturb(victim, rows, y, bounds=victim.bounds, seed=0, keep="first")
             with victim.frozen() as seen, torch.no_grad():
-                correct = (seen(z).argmax(1) == y).cpu()
+                correct = (seen.itself(z).argmax(1) == y).cpu()
             right += float((weight.cpu() * correct).sum())
             total += float(weight.sum())
         return right / total

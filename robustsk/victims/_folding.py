@@ -17,13 +17,21 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 def is_untouched(module):
     """Return whether nobody listens to the module or computes its parameters."""
-    listening = (
+    return (
+        not any(hooks_of(module))
+        and "forward" not in vars(module)
+        and "weight" in module._parameters
+    )
+
+
+def hooks_of(module):
+    """Return the dicts of those who listen to a module."""
+    return (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return not any(listening) and "forward" not in vars(module) and "weight" in module._parameters
 
 
 def norms_of(module):

@@ -11,15 +11,17 @@ neither changed nor run.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from .._containers import is_out_of_memory
 from .._interrupts import uninterrupted
+from .._precision import full_precision, rounds
+from ._compiled import Compiled
 from ._convolution import FewChannels, has_few_channels
-from ._folding import FOLDABLE, find_pairs, folded, is_untouched, norms_of
+from ._folding import FOLDABLE, find_pairs, folded, hooks_of, is_untouched, norms_of
 from ._outputs import first_output
 from .replica import CannotReplicate, Copied, Foreign, Guard, Original, Twin
 
@@ -46,6 +48,8 @@ class Engine:
         Whether to use `torch.compile`; a string is its mode.
     fold, channels_last, input_gradient : bool, default=True
         What may be done to make it fast.
+    exact : bool, default=False
+        Whether products are computed with all bits, where torch is set to round them.
     """
 
     precision: str | None = None
@@ -53,6 +57,7 @@ class Engine:
     fold: bool = True
     channels_last: bool = True
     input_gradient: bool = True
+    exact: bool = False
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -65,6 +70,8 @@ class Engine:
 
 #: The network as it is.
 PLAIN = Engine(fold=False, channels_last=False, input_gradient=False)
+#: The network as it judges.
+EXACT = replace(PLAIN, exact=True)
 
 
 class Views:
@@ -81,6 +88,8 @@ class Views:
         self.original = original
         self._is_ours = is_ours
         self._views, self._stale = {}, set()
+        #: What those who attack the network keep for the next time.
+        self.kept = {}
 
     def of(self, engine=PLAIN, bn_mode="eval"):
         """Return the view of a kind, which is made when it is asked for first."""
@@ -144,16 +153,37 @@ class View:
                 replica = kind(self.original, self.bn_mode, self._is_ours)
         self._replica = replica
         replica.open()
-        self._pairs, self._channels_last, self._kept = [], False, {}
-        self._is_planned = False
+        self._pairs, self._channels_last, self._kept, self._forwards = [], False, {}, {}
+        self._is_planned = self._is_behind = False
         self._run, self._parts = self.module, None
+        self._token = object()
         # watches the first time it is run
         self._guard = None if self._is_compiled else Guard(self._replica)
 
     @property
     def module(self):
         """What is run in the place of the original."""
+        if self._is_behind:
+            self.renew()
         return self._replica.module
+
+    @property
+    def state(self):
+        """What stays equal as long as the same is run in the same tensors, whatever is in them."""
+        return self._token, self._replica.version
+
+    @property
+    def reason_against_capture(self):
+        """Why it cannot be run again without its code, None if it can."""
+        if not self._is_planned or self._guard is not None:
+            return "it has not been run yet"
+        if self._is_compiled:
+            return "the network has been compiled by somebody else"
+        if not self._replica.may_change:
+            return "the network can be neither replicated nor copied"
+        if any(hooks for m in self._replica.module.modules() for hooks in hooks_of(m)):
+            return "the network has hooks"
+        return None
 
     @property
     def _is_compiled(self):
@@ -172,10 +202,19 @@ class View:
 
     @property
     def is_changed(self):
-        """Whether it computes in another way than the original does in evaluation mode."""
+        """Whether it computes in another way than the original judges."""
         return (
-            self.is_rough or self.bn_mode == "train" or self.is_folded or bool(self.engine.compile)
+            self.is_rough
+            or self.bn_mode == "train"
+            or self.is_folded
+            or bool(self.engine.compile)
+            or (not self.engine.exact and self._rounds)
         )
+
+    @property
+    def _rounds(self):
+        tensor = next(self.original.parameters(), None)
+        return tensor is not None and rounds(tensor)
 
     def refresh(self):
         """Follow what has happened to the original; tensors that were made keep their place."""
@@ -186,8 +225,20 @@ class View:
             self._begin()
             return
         self._replica.open()
+        # only if it is run by itself: a captured attack does this each time
+        self._is_behind = self._is_planned
+
+    def renew(self):
+        """Merge and cast the present parameters, in tensors that keep their places."""
+        self._is_behind = False
         if self._is_planned:
+            self._replica.undo()
             self._change(self._pairs, self._channels_last, self.is_rough)
+
+    @property
+    def tensors(self):
+        """The tensors that have been made of the parameters."""
+        return list(self._kept.values())
 
     def release(self):
         """Give back what it needs of the original itself."""
@@ -195,15 +246,21 @@ class View:
 
     def distrust(self):
         """Run the network as it is from now on: what was done to it has changed its answers."""
-        self._is_distrusted = True
+        self._is_distrusted, self._token = True, object()
         self._pairs, self._channels_last = [], False
-        self._replica.undo()
-        self._change([], False, self.is_rough)
+        self.renew()
 
     def __call__(self, x, part=None):
         """Return what the module returns for `x`, or what the member number `part` of it does."""
+        if self.engine.exact and rounds(x):
+            with full_precision(x.device):
+                return self(x, part)
         if not self._is_planned:
-            self._plan(x)
+            # what rounding does must not be taken for the work of a change
+            with full_precision(x.device):
+                self._plan(x)
+        elif self._is_behind:
+            self.renew()
         if self._channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         run = self._run if part is None else self._member(part)
@@ -245,8 +302,12 @@ class View:
 
     def _compile(self):
         # what only asks a fitted classifier has nothing to compile
-        if self.engine.compile and next(self.module.parameters(), None) is not None:
-            mode = {} if self.engine.compile is True else {"mode": self.engine.compile}
+        if not self.engine.compile or next(self.module.parameters(), None) is None:
+            return
+        mode = {} if self.engine.compile is True else {"mode": self.engine.compile}
+        if self._replica.may_change:
+            self._run = Compiled(self.module, **mode)
+        else:  # another thread may ask it meanwhile
             self._run = torch.compile(self.module, **mode)
 
     # --- what can be done ------------------------------------------------------------
@@ -266,8 +327,7 @@ class View:
                     raise first from None
                 self._take_next(first)
         if self.is_rough or not self.is_folded:  # otherwise they have been made in the trial
-            self._replica.undo()
-            self._change(self._pairs, self._channels_last, self.is_rough)
+            self.renew()
 
     def _try_changes(self, x):
         if not self._replica.may_change or self._is_distrusted or self._is_compiled:
@@ -312,6 +372,8 @@ class View:
         """Change the replica, from its present parameters."""
         if not self._replica.may_change:
             return
+        if isinstance(self._run, Compiled):
+            self._run.forget_weights()
         with torch.no_grad():
             changed = {layer: folded(layer, norm) for layer, norm in pairs}
             if is_low:
@@ -333,7 +395,9 @@ class View:
         if self.engine.input_gradient and not is_low:
             for layer in self._layers((nn.Conv2d,)):
                 if has_few_channels(layer):
-                    self._replica.change(layer, FewChannels(layer))
+                    # one for good: what is compiled would be compiled anew for another
+                    forward = self._forwards.setdefault(layer, FewChannels(layer))
+                    self._replica.change(layer, forward)
 
     def _in_place(self, layer, name, value):
         """Write a tensor to where its predecessor was: what is captured or compiled looks there."""
@@ -403,7 +467,12 @@ def _is_of_device(error):
 
 
 def _is_wide(module):
-    return any(type(m) is nn.Conv2d and m.in_channels >= _WIDE for m in module.modules())
+    convolutions = [m for m in module.modules() if type(m) is nn.Conv2d]
+    # with fewer outputs, torch's kernels for a CPU write past the end of the weights' gradient
+    # (seen in 2.14 with up to six)
+    return any(m.in_channels >= _WIDE for m in convolutions) and all(
+        m.out_channels >= _WIDE for m in convolutions
+    )
 
 
 def _identity(x):

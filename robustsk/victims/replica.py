@@ -49,6 +49,8 @@ class Original:
         What an attack runs.
     may_change : bool
         Whether it may be changed.
+    version : int
+        Grows whenever it computes something else, or in other tensors, than before.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class Original:
     """
 
     may_change = False
+    version = 0
 
     def __init__(self, original, bn_mode="eval", is_ours=False):
         self.original = self.module = original
@@ -215,6 +218,7 @@ class Twin(Original):
             raise CannotReplicate from error
         for body in self._bodies:
             body.fill()
+            body.is_new = False
         self._flatten()
 
     def _twin(self, m):
@@ -297,6 +301,9 @@ class Twin(Original):
             return False
         for body in self._bodies:
             body.fill()
+            if body.is_new:
+                self.version += 1
+                body.is_new = False
         return True
 
     def _point_at_tensors(self):
@@ -315,6 +322,7 @@ class Twin(Original):
             if alias.layout is not torch.strided or now.layout is not torch.strided:
                 return False
             alias.data = now.data
+            self.version += 1
             if now is not value:
                 self._aliases[id(now)] = alias
                 entry[3] = now
@@ -343,8 +351,9 @@ class _Body:
         self.modules = self.given["_modules"]
         self.names, self.children = list(self.modules), list(self.modules.values())
         self.n_parameters, self.n_buffers = (len(self.given[kind]) for kind in _TENSORS)
-        self.known, self.referring = [], []
+        self.known, self.referring = {}, []
         self.followed, self.slot_values = {}, []
+        self.is_new, self.known_hooks = False, {}
         self.hooks = []
         for name in HOOKS:
             if name in self.given:
@@ -365,23 +374,29 @@ class _Body:
 
     def look(self, follow):
         """Find the attributes that refer to a module of the tree, and what they are in the twin."""
-        given = self.given
-        if len(self.known) != len(given) or not all(map(is_, given.values(), self.known)):
-            self.known = list(given.values())
+        given, known = self.given, self.known
+        if len(known) != len(given) or not all(map(is_, given.values(), known.values())):
+            # whether it is in training is not the twin's affair
+            names = {*given, *known} - self.own.keys()
+            self.is_new = any(given.get(n) is not known.get(n) for n in names)
+            self.known = dict(given)
             self.referring = [n for n, v in given.items() if follow.can_refer(n, v)]
         if self.referring:
             followed = {name: follow(given[name]) for name in self.referring}
             self.followed = {n: v for n, v in followed.items() if v is not given[n]}
-        for hooks, own in self.hooks:
+        for n, (hooks, own) in enumerate(self.hooks):
             if hooks or own:
                 own.clear()
                 own.update({key: follow(hook) for key, hook in hooks.items()})
+                self.is_new |= self.known_hooks.get(n) != list(hooks.values())
+                self.known_hooks[n] = list(hooks.values())
         if self.slots:
             self.slot_values = [
                 (name, follow(getattr(self.original, name)))
                 for name in self.slots
                 if hasattr(self.original, name)
             ]
+            self.is_new = True  # nobody looks what they were
 
     def fill(self):
         """Give the twin the attributes of its original, but for its own."""
@@ -400,6 +415,8 @@ class _Hooks:
 
     def __init__(self, original, twin):
         self.original, self.twin = original, twin
+
+    is_new = False
 
     def is_still_like(self):
         """Return whether it is made of the same module."""

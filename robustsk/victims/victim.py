@@ -15,7 +15,7 @@ from .._interrupts import settings_kept
 from ._first_look import FirstLook, contradiction, warn_about_outputs
 from ._outputs import is_probability as is_probability
 from ._outputs import other_widths, two_logits
-from .engine import PLAIN, Views, get_members
+from .engine import EXACT, PLAIN, Views, get_members
 
 #: What an attack may see of its victim, from most to least.
 ACCESS = ("gradients", "scores", "labels")
@@ -112,6 +112,16 @@ class Victim:
     def module(self):
         """The network that is asked: the user's, and in attack mode its replica."""
         return self._module if self._view is None else self._view.module
+
+    @property
+    def view(self):
+        """How the network is run in attack mode, None otherwise."""
+        return self._view
+
+    @property
+    def kept(self):
+        """What is kept for the next time in attack mode, a dict."""
+        return self._views.kept
 
     @property
     def device(self):
@@ -319,7 +329,9 @@ class Victim:
 
         It has the last word on whatever is found in attack mode.
         """
-        return self._seen_by(self._views.of(PLAIN)) if self.is_changed else self
+        if not self.is_changed:
+            return self
+        return self._seen_by(self._views.of(EXACT if self.device.type == "cuda" else PLAIN))
 
     @property
     def precise(self):

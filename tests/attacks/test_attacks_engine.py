@@ -514,3 +514,10 @@ def test_autocast_of_the_user_is_respected(digits):
     assert found.dtype == torch.float32
     assert (found - x).abs().max() <= 0.1 + 1e-6
     assert not torch.equal(found, x)
+
+
+@pytest.mark.parametrize(("width", "is_laid_out"), [(4, False), (8, True)])
+def test_narrow_networks_keep_their_layout(width, is_laid_out):
+    """The gradient of weights is not what torch computes in the other one, or ends the process."""
+    net = ResNet((3, 8, 8), 4, widths=(width, 8), layers=(1, 1))
+    assert lay_out(net, torch.rand(4, 3, 8, 8)) is is_laid_out

@@ -40,6 +40,7 @@ class NestedDefenseParameters(TypedDict, total=False):
     adversary__random_state: int | np.random.RandomState | None
     adversary__verbose: int
     adversary__objective: str | Callable | None
+    adversary__graph: str | bool
     adversary__n_steps: int
     adversary__step_size: float | None
     adversary__random_start: str | None

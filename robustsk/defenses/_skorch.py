@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from .._containers import dataset_labels, is_dataset, to_array, to_dense
 from .._generator import GeneratorState
 from .._interrupts import uninterrupted
+from .._precision import full_precision
 from .._shared import temporarily
 from .._validation import check_labels, check_sample_shape
 from ..training._data import Crafted, Samples, collate
-from ..training._weights import copy_of_state, put_state
+from ..training._weights import copy_of_state
 from ..victims import Victim
 from ..victims._outputs import two_logits
 from ..victims.engine import lay_out
@@ -71,6 +72,7 @@ class TrainingLoop:
     #: What is needed during training only.
     _of_a_session = (
         "_victims", "_run", "_clean", "_last_good", "_candidate", "_batch_weight", "_generator",
+        "_on_device",
     )  # fmt: skip
     #: Optimisation steps that are taken on each batch.
     _steps_per_batch = 1
@@ -284,6 +286,7 @@ class TrainingLoop:
             # it draws a seed even if it does not shuffle
             added["generator"] = torch.Generator()
         added = {f"{prefix}__{k}": v for k, v in added.items()}
+        dataset = self.on_device(dataset, {*params, *(k.split("__")[1] for k in added)}, training)
         with temporarily(self, **added), self._drawing() if training else nullcontext():
             return super().get_iterator(dataset, training=training)
 
@@ -306,6 +309,11 @@ class TrainingLoop:
         """Yield what the network returns for each batch; called by skorch."""
         for batch in self._batches(self._samples(X), training):
             yield to_device(self.evaluation_step(batch, training=training), device=device)
+
+    def evaluation_step(self, batch, training=False):
+        """Return what the network says to a batch, in full precision; called by skorch."""
+        with full_precision(torch.device(self._device() or resolve_device("auto"))):
+            return super().evaluation_step(batch, training=training)
 
     def notify(self, method_name, **kwargs):
         """Call the callbacks; called by skorch.
@@ -332,7 +340,7 @@ class TrainingLoop:
                 with own.in_use() as interruptible, interruptible():
                     return step_fn(batch, **params)
 
-        super().run_single_epoch(iterator, training, prefix, step, **fit_params)
+        self.run_epoch(iterator, training, prefix, step, **fit_params)
 
     def train_step(self, batch, **fit_params):
         """Craft the adversarial batch and take one optimisation step.
@@ -443,10 +451,8 @@ class TrainingLoop:
             loss = y_pred.mean()
         else:
             loss = (X.weight * y_pred).sum() / X.weight.sum()
-        if not torch.isfinite(loss):
-            self._give_up(float(loss.detach()))
-        if self._candidate is not None:  # a finite loss has proved these weights good
-            self._last_good, self._candidate = self._candidate, None
+        if not self._reads_later(loss):
+            self.check_loss(float(loss.detach()))
         return loss
 
     def _losses(self, logits, y):
@@ -454,21 +460,6 @@ class TrainingLoop:
         losses = losses_of(self.criterion_, logits, y)
         share = share_counted(self.criterion_, y, self._batch_weight)
         return losses if share is None else losses / share.to(losses)
-
-    def _give_up(self, value):
-        """Stop a diverged training, leaving the last good weights."""
-        epoch = len(self.history_)
-        batch = len(self.history_[-1]["batches"])
-        good = self._candidate if self._last_good is None else self._last_good
-        for name, weights in (good or {}).items():
-            put_state(getattr(self, name), weights)
-        raise FloatingPointError(
-            f"The training loss is {value} in epoch {epoch}, batch {batch}. Training has stopped "
-            "and the weights of the last good epoch are in place, so that the model can be used. "
-            f"Try a smaller lr (it is {self.lr}), data of unit scale (e.g. a "
-            "StandardScaler before this step), or gradient clipping "
-            "(callbacks=[skorch.callbacks.GradientNormClipping(1.0)])."
-        )
 
     def on_epoch_begin(self, net, dataset_train=None, dataset_valid=None, **kwargs):
         """Remember the weights to fall back on; called by skorch."""

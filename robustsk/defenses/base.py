@@ -28,6 +28,7 @@ from ..attacks import PGD, BaseAttack
 from ..models import forward_with_features, make_module
 from ..victims._outputs import two_logits
 from ._crafting import Crafting
+from ._epochs import Epochs
 from ._fit_params import taken_by
 from ._fitting import Preparation
 from ._interruption import Interruption
@@ -48,6 +49,7 @@ class BaseDefense(
     Preparation,
     Crafting,
     Interruption,
+    Epochs,
     TrainingLoop,
     Prediction,
     NestedParameters,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import skorch.dataset
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import Subset, default_collate
 
 from .._containers import is_dataset, sample_of, to_native
+
+#: Share of the free memory of a device that samples may take up.
+_SHARE = 0.25
 
 
 class Samples(skorch.dataset.Dataset):
@@ -63,6 +66,60 @@ class Samples(skorch.dataset.Dataset):
 
 class _Batch(tuple):
     """A batch that needs no collating any more."""
+
+
+class _Resident(Samples):
+    """Samples in the memory of a device, whose batches are there as well."""
+
+    def __init__(self, samples, device, dtype):
+        x = torch.from_numpy(np.ascontiguousarray(to_native(np.asarray(samples.X))))
+        # bytes take up a quarter of the room, and are cast in each batch
+        self.X = x.to(device, x.dtype if x.dtype == torch.uint8 else dtype)
+        self.y = None if samples.y is None else torch.from_numpy(samples.y).to(device)
+        self.weight = samples.weight
+        if self.weight is not None:
+            self.weight = torch.from_numpy(np.asarray(self.weight)).to(device)
+
+    def __getitems__(self, indices):
+        # the host need not wait: what it copies from pages of its own is taken at once
+        rows = torch.as_tensor(indices).to(self.X.device, non_blocking=True)
+        x = self.X[rows]
+        y = torch.zeros(len(x), device=x.device) if self.y is None else self.y[rows]
+        return _Batch((x if self.weight is None else (x, self.weight[rows]), y))
+
+
+def resident(dataset, device, dtype, known):
+    """Return samples as they are in the memory of a device, if they are an array that fits there.
+
+    Parameters
+    ----------
+    dataset : torch Dataset
+    device : torch.device
+        A GPU.
+    dtype : torch.dtype or None
+        What a batch is cast to.
+    known : dict
+        What is there already; what is put there is added.
+
+    Returns
+    -------
+    torch Dataset
+        `dataset` itself if it is anything but `Samples` of an array in memory, or takes more than
+        a quarter of the memory that is free.
+    """
+    if isinstance(dataset, Subset):
+        whole = resident(dataset.dataset, device, dtype, known)
+        return dataset if whole is dataset.dataset else Subset(whole, dataset.indices)
+    if type(dataset) is not Samples or not isinstance(dataset.X, np.ndarray):
+        return dataset
+    if isinstance(dataset.X, np.memmap) or dtype is None:
+        return dataset
+    if id(dataset) not in known:
+        size = dataset.X.size * (1 if dataset.X.dtype == np.uint8 else dtype.itemsize)
+        if size > _SHARE * torch.cuda.mem_get_info(device)[0]:
+            return dataset
+        known[id(dataset)] = _Resident(dataset, device, dtype)
+    return known[id(dataset)]
 
 
 def collate(items):

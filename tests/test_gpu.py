@@ -12,6 +12,7 @@ from sklearn.frozen import FrozenEstimator
 from torch import nn
 
 from robustsk import APGD, PGD, AutoAttack, SquareAttack, TRADESClassifier, score_adversarial
+from robustsk._precision import full_precision
 from robustsk.datasets import load_digits_images
 from robustsk.victims import Victim
 
@@ -205,7 +206,7 @@ def test_recurrent_networks(digits, kind, training):
     assert module.rnn.dropout == 0.3
     # a sign that rounding decides sends a pixel another way
     assert torch.isclose(found, expected, atol=1e-4).double().mean() > 0.9
-    with torch.no_grad():
+    with torch.no_grad(), full_precision(torch.device(GPU)):
         logits = module.eval()(X.to(GPU))
     assert torch.allclose(Victim(module).logits(digits[2]), logits.cpu(), atol=1e-5)
 

@@ -41,6 +41,7 @@ class GradientParametersButNorm(AttackParametersButNorm, total=False):
     """What attacks take that follow a gradient, but for the norm."""
 
     objective: str | Callable | None
+    graph: str | bool
 
 
 class GradientParameters(GradientParametersButNorm, AttackParameters, total=False):

@@ -74,6 +74,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     targetable = True
     #: Parameters by which the attack chooses classes to reach itself; None leaves it to the user.
     target_parameters = ()
+    #: Whether a run to the last iterate is the same arithmetic for all batches, so that it can be
+    #: recorded. Said by the class that defines `_attack_batch`.
+    is_fixed_path = False
+    #: Whether it is run as a CUDA graph; a parameter where that is possible.
+    graph: str | bool = False
     #: What whoever reads a report must know about the result of this attack.
     remark = None
 
@@ -275,7 +280,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """
         prepared = model
         if not isinstance(model, Prepared):
-            victim = as_victim(model, attack=type(self).__name__, access=self.access)
+            victim = self._victim_at_hand(model)
             if bounds is None:
                 bounds = getattr(self, "clip_bounds_", victim.bounds)
             victim.compare(x)
@@ -585,6 +590,18 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
                 "`estimator`, or call fit(X, y) to attack a surrogate."
             )
         return as_victim(model, attack=type(self).__name__, access=self.access)
+
+    def _victim_at_hand(self, model):
+        """Return the victim that a model is; the same as last time if it was dear to make."""
+        known = vars(self).get("_last_victim", (None, None))
+        if known[0] is not model:
+            known = model, as_victim(model, attack=type(self).__name__, access=self.access)
+            if self.compile or self.graph is True:
+                self._last_victim = known
+        return known[1]
+
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if k != "_last_victim"}
 
     def _known_bounds(self, victim):
         """Return the range for clip="auto"; a box made up from `X` would be too small."""

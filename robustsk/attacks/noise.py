@@ -72,6 +72,13 @@ def _mix(z):
     return z ^ _shift_right(z, 31)
 
 
+def _mix_on_host(z):
+    """Mix a Python integer; see `_mix`."""
+    z = _signed((z ^ _shift_right(z, 30)) * _MIX_1)
+    z = _signed((z ^ _shift_right(z, 27)) * _MIX_2)
+    return z ^ _shift_right(z, 31)
+
+
 class SampleNoise:
     """Noise for a batch, keyed on ``(seed, sample)``.
 
@@ -79,8 +86,8 @@ class SampleNoise:
     ----------
     x : torch.Tensor of shape (n, ...)
         The clean batch.
-    seed : int
-        Non-negative.
+    seed : int or torch.Tensor of int64 of shape ()
+        Non-negative. As a tensor it stays on its device.
     """
 
     def __init__(self, x, seed):
@@ -91,7 +98,9 @@ class SampleNoise:
         bits = flat.contiguous().view(integer).to(torch.int64)
         self._counter = torch.arange(1, flat.shape[1] + 1, device=x.device)
         weights = _mix(self._counter * _GOLDEN) | 1
-        self._key = _mix((bits * weights).sum(1) + _mix(torch.tensor(seed, device=x.device)))
+        # a number that is on the host is mixed there: a device would have to wait for it
+        seed = _mix(seed) if isinstance(seed, torch.Tensor) else _mix_on_host(int(seed))
+        self._key = _mix((bits * weights).sum(1) + seed)
         self._shape = x.shape
         self._dtype = x.dtype
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from .._containers import Batches, Rows, empty_like, is_out_of_memory, take
 from .._generator import GeneratorState
+from .._precision import full_precision, rounds
 from .._validation import (
     FIRST_AXIS,
     check_labels,
@@ -27,6 +28,7 @@ from .._validation import (
 from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
+from ._graph import graphs_of
 from .batch import AttackBatch
 from .noise import SampleNoise, seeded
 from .targeting import check_target, encode_target
@@ -83,8 +85,9 @@ class Prepared:
         """Return the points that may be reached from each sample of a batch of tensors."""
         kind = x.dtype, x.device
         if kind not in self._limits:
+            held = float, torch.Tensor
             self._limits[kind] = [
-                v if v is None or isinstance(v, float) else torch.tensor(v, dtype=kind[0]).to(x)
+                v if v is None or isinstance(v, held) else torch.tensor(v, dtype=kind[0]).to(x)
                 for v in (self.eps, self.lower, self.upper)
             ]
         eps, lower, upper = self._limits[kind]
@@ -326,6 +329,10 @@ def perturb_prepared(
         if isinstance(trace, str):
             known["trace"] = Trace(len(x), trace, x.device)
         seen = seen.precise if attack._asks_only else seen
+        if attack.graph not in ("auto", False) or (attack.graph and x.is_cuda):
+            found = graphs_of(seen).attack(prepared, seen, x, y, objective, seed=seed, **known)
+            if found is not None:
+                return found, {}
         batch = prepared.batch(seen, x, y, objective, seed=seed, **known)
         x_adv = finite_or(x, attack._attack_batch(batch).detach())
         return x_adv, batch.info if batch.trace is None else batch.info | batch.trace.info()
@@ -479,9 +486,14 @@ def _unconfirmed(seen, batch, z, settled):
     if len(rows) == 0:
         return open_
     seemed = seen(z[rows])
-    if seen.is_folded and not agree(seen.precise(z[rows]) if seen.is_rough else seemed, answers):
-        seen.distrust()
-        open_[:] = True
-        return open_
+    if seen.is_folded:
+        unrounded = seemed
+        if seen.is_rough or rounds(z):
+            with full_precision(z.device):
+                unrounded = seen.precise(z[rows])
+        if not agree(unrounded, answers):
+            seen.distrust()
+            open_[:] = True
+            return open_
     open_[rows[batch.select(rows).fooled(seemed)]] = True
     return open_

@@ -286,7 +286,8 @@ class Ball:
     norm : {inf, 2.0, 1.0, 0.0}
         Norm in which the perturbation is measured.
     eps : float or torch.Tensor
-        Radius. A tensor holds one radius per feature; with `norm` 2 or 1 the
+        Radius. A tensor of the shape of a sample holds one radius per feature
+        (one of shape () is a radius that stays on its device); with `norm` 2 or 1 the
         ball is then the ellipsoid ``||delta / eps|| <= 1``, with 0 the largest
         one counts. A feature whose radius is zero never changes.
     lower, upper : torch.Tensor or None
@@ -295,7 +296,7 @@ class Ball:
 
     Attributes
     ----------
-    radius : float
+    radius : float or torch.Tensor of shape ()
         The largest radius of a feature.
     weight : torch.Tensor or None
         Radius of each feature as a share of `radius`; None where all are equal.
@@ -308,7 +309,9 @@ class Ball:
     def __init__(self, x, norm, eps, lower=None, upper=None):
         self.x = x
         self.norm = norm
-        if isinstance(eps, torch.Tensor):
+        if isinstance(eps, torch.Tensor) and not eps.ndim:
+            self.radius, self.weight = eps, None
+        elif isinstance(eps, torch.Tensor):
             self.radius = float(eps.max()) if eps.numel() else 0.0
             self.weight = (eps / self.radius if self.radius else torch.zeros_like(eps)).to(x)
         else:
@@ -367,7 +370,9 @@ class Ball:
                 unit = _largest(unit, int(self.radius))
             elif self.norm == 2:
                 length = positive(torch.linalg.vector_norm(flat(unit), dim=1))
-                unit = unit * column((self.radius / length).clamp_max(1.0), unit)
+                # a number over a tensor is computed like this, and so is a tensor of shape ()
+                share = self.radius * length.reciprocal()
+                unit = unit * column(share.clamp_max(1.0), unit)
             else:
                 unit = project_l1(flat(unit), self.radius).reshape(unit.shape)
             z = self.x + self.to_data(unit)

@@ -50,6 +50,8 @@ class BIM(BaseGradientAttack):
     True
     """
 
+    is_fixed_path = True
+
     def __init__(
         self,
         estimator: Any = None,

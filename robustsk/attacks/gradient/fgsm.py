@@ -67,6 +67,8 @@ class FGSM(BaseGradientAttack):
     True
     """
 
+    is_fixed_path = True
+
     def __init__(
         self,
         estimator: Any = None,

@@ -49,6 +49,8 @@ class MIM(BIM):
     True
     """
 
+    is_fixed_path = True
+
     def __init__(
         self,
         estimator: Any = None,

@@ -61,6 +61,8 @@ class PGD(BaseGradientAttack):
     True
     """
 
+    is_fixed_path = True
+
     def __init__(
         self,
         estimator: Any = None,

@@ -43,7 +43,7 @@ from robustsk.training import LearningRateSchedule, RandomCropFlip, WeightAverag
 EPS, STEP = 8 / 255, 2 / 255
 SECTIONS = ("env", "attacks", "throughput", "same", "recipe", "judge")
 #: Attacks that take longer than all others together.
-SLOW = {"LBFGS"}
+SLOW = {"AutoAttack", "LBFGS"}
 
 
 def say(section, **found):
@@ -213,7 +213,7 @@ def compare(name, kind, on, X, y, args):
 
 def throughput(args):
     X, y = args.data
-    sizes = [32] if args.small else [128, 256, 512]
+    sizes = [32] if args.small else args.sizes
     for size in sizes:
         args.batch = size
         n_batches = 3 if args.small else 12
@@ -232,10 +232,13 @@ def throughput(args):
             "ours bf16": {"precision": "bf16"},
             "ours bf16 compiled": {"precision": "bf16", "adversary__compile": True},
             "ours fp32 compiled": {"adversary__compile": True},
+            "ours fp32, cudnn.benchmark": {},
+            "ours bf16, cudnn.benchmark": {"precision": "bf16"},
         }
         for name, options in how.items():
             if time.perf_counter() > args.until:
                 return
+            torch.backends.cudnn.benchmark = "benchmark" in name
             try:
                 first = None
                 if options is None:
@@ -257,6 +260,8 @@ def throughput(args):
             except Exception as error:
                 say("throughput", batch=size, how=name, error=f"{error}"[:500])
                 continue
+            finally:
+                torch.backends.cudnn.benchmark = False
             say(
                 "throughput", what="training", batch=size, how=name, images_per_s=speed,
                 ratio=speed / yardstick, first_epoch_s=first,
@@ -444,6 +449,7 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--train-seconds", type=float, default=300)
     parser.add_argument("--limit", type=float, default=120, help="seconds for each other section")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.steps = 2 if args.small else 10

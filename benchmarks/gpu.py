@@ -35,6 +35,7 @@ from torch.nn import functional as F
 
 from robustsk import PGD, AutoAttack, PGDATClassifier
 from robustsk._discovery import all_attacks
+from robustsk._precision import full_precision
 from robustsk.datasets import load_digits_images
 from robustsk.metrics import clopper_pearson_interval
 from robustsk.models import ResNet, SmallCNN
@@ -43,7 +44,7 @@ from robustsk.training import LearningRateSchedule, RandomCropFlip, WeightAverag
 EPS, STEP = 8 / 255, 2 / 255
 SECTIONS = ("env", "attacks", "throughput", "same", "recipe", "judge")
 #: Attacks that take longer than all others together.
-SLOW = {"AutoAttack", "LBFGS"}
+SLOW = {"AutoAttack", "CarliniWagner", "EAD", "LBFGS"}
 
 
 def say(section, **found):
@@ -205,7 +206,7 @@ def compare(name, kind, on, X, y, args):
         X_adv = kind(module, **options).generate(X, y)
         found[f"seconds_{device}"] = time.perf_counter() - start
         for judge, other in on.items():
-            with torch.no_grad():
+            with torch.no_grad(), full_precision(torch.device(judge)):
                 x = torch.from_numpy(np.asarray(X_adv, np.float32)).to(judge)
                 right = (other(x).argmax(1).cpu().numpy() == y).sum()
             found[f"{device}_judged_by_{judge}"] = int(right)
@@ -215,6 +216,8 @@ def compare(name, kind, on, X, y, args):
 def throughput(args):
     X, y = args.data
     sizes = [32] if args.small else args.sizes
+    if args.only_perturb:
+        return perturbing(args, X, y)
     for size in sizes:
         args.batch = size
         n_batches = 2 if args.small else 12
@@ -267,7 +270,7 @@ def throughput(args):
                 "throughput", what="training", batch=size, how=name, images_per_s=speed,
                 ratio=speed / yardstick, first_epoch_s=first,
             )  # fmt: skip
-        if size == sizes[0]:
+        if size == sizes[0] and time.perf_counter() < args.until:
             launches(args, X[:n], y[:n])
     perturbing(args, X, y)
 
@@ -451,6 +454,7 @@ def main():
     parser.add_argument("--train-seconds", type=float, default=300)
     parser.add_argument("--limit", type=float, default=120, help="seconds for each other section")
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512])
+    parser.add_argument("--only-perturb", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.steps = 2 if args.small else 10

@@ -320,7 +320,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         tries = self.bn_mode == "eval" and not self._asks_only
         precision = None if self._asks_only else self.precision
         Engine(self.precision)  # raises if there is no such precision
-        return Engine(precision, self.compile, fold=tries, channels_last=tries)
+        return Engine(
+            precision, self.compile, fold=tries, channels_last=tries, exact=self._asks_only
+        )
 
     def _with(self, **settings):
         """Return this attack with other shared parameters."""

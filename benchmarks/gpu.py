@@ -11,7 +11,8 @@ float32 with torch's defaults (TF32 in convolutions), crafting in evaluation mod
 env         The machine: versions, card, matrix products and memory.
 attacks     Every attack on the CPU and on the GPU: who withstands it, and whether each device
             confirms what was found on the other.
-throughput  Images per second of `perturb` and of training, and the launches of a training batch.
+throughput  Images per second of training, and the launches of a training batch.
+perturb     Milliseconds of `perturb`, beside a plain loop and torchattacks.
 same        A few epochs of training: is the accuracy that of a plain loop?
 recipe      A training of `--train-seconds`.
 judge       Clean accuracy, PGD-20 and AutoAttack of its result.
@@ -42,7 +43,7 @@ from robustsk.models import ResNet, SmallCNN
 from robustsk.training import LearningRateSchedule, RandomCropFlip, WeightAveraging
 
 EPS, STEP = 8 / 255, 2 / 255
-SECTIONS = ("env", "attacks", "throughput", "same", "recipe", "judge")
+SECTIONS = ("env", "attacks", "throughput", "perturb", "same", "recipe", "judge")
 #: Attacks that take longer than all others together.
 SLOW = {"AutoAttack", "CarliniWagner", "EAD", "LBFGS"}
 
@@ -216,8 +217,6 @@ def compare(name, kind, on, X, y, args):
 def throughput(args):
     X, y = args.data
     sizes = [32] if args.small else args.sizes
-    if args.only_perturb:
-        return perturbing(args, X, y)
     for size in sizes:
         args.batch = size
         n_batches = 2 if args.small else 12
@@ -272,7 +271,51 @@ def throughput(args):
             )  # fmt: skip
         if size == sizes[0] and time.perf_counter() < args.until:
             launches(args, X[:n], y[:n])
-    perturbing(args, X, y)
+
+
+def perturb(args):
+    """Attack batches of one network in evaluation mode, again and again."""
+    X, y = args.data
+    net = network(args).to(args.device).eval()
+    for size in [16] if args.small else [1024, 128]:
+        x = torch.from_numpy(X[:size]).to(args.device)
+        labels = torch.from_numpy(y[:size]).to(args.device)
+        repeats = 2 if args.small else 10
+        yardstick = seconds_of(
+            lambda x=x, labels=labels: plain_pgd(net, x, labels, args.steps, False), repeats, args
+        )
+        say("perturb", batch=size, how="plain fp32", ms=1e3 * yardstick)
+        candidates = {
+            "ours fp32": {},
+            "ours bf16": {"precision": "bf16"},
+            "ours bf16 graph": {"precision": "bf16", "graph": True},
+            "ours bf16 compiled": {"precision": "bf16", "compile": True},
+            "ours bf16 compiled graph": {"precision": "bf16", "compile": True, "graph": True},
+        }
+        try:
+            import torchattacks
+
+            theirs = torchattacks.PGD(net, eps=EPS, alpha=STEP, steps=args.steps)
+            seconds = seconds_of(partial(theirs, x, labels), repeats, args)
+            say("perturb", batch=size, how="torchattacks", ms=1e3 * seconds)
+        except ImportError:
+            pass
+        for name, options in candidates.items():
+            if time.perf_counter() > args.until:
+                return
+            attack = PGD(eps=EPS, step_size=STEP, n_steps=args.steps, clip=(0, 1), **options)
+            try:
+                seconds = seconds_of(
+                    lambda x=x, labels=labels, a=attack: a.perturb(net, x, labels, seed=0),
+                    repeats, args,
+                )  # fmt: skip
+            except Exception as error:
+                say("perturb", how=name, error=f"{error}"[:300])
+                continue
+            say(
+                "perturb", batch=size, how=name, ms=1e3 * seconds,
+                ratio=seconds / yardstick,
+            )  # fmt: skip
 
 
 def launches(args, X, y):
@@ -304,50 +347,6 @@ def launches(args, X, y):
         synchronisations=sum(v for k, v in per_batch.items() if "Synchronize" in k),
         gpu_busy_ms=(counts[1][1] - counts[0][1]) / n,
     )  # fmt: skip
-
-
-def perturbing(args, X, y):
-    """Attack batches of one network in evaluation mode, again and again."""
-    net = network(args).to(args.device).eval()
-    for size in [16] if args.small else [1024, 128]:
-        x = torch.from_numpy(X[:size]).to(args.device)
-        labels = torch.from_numpy(y[:size]).to(args.device)
-        repeats = 2 if args.small else 10
-        yardstick = seconds_of(
-            lambda x=x, labels=labels: plain_pgd(net, x, labels, args.steps, False), repeats, args
-        )
-        say("throughput", what="perturb", batch=size, how="plain fp32", ms=1e3 * yardstick)
-        candidates = {
-            "ours fp32": {},
-            "ours bf16": {"precision": "bf16"},
-            "ours bf16 graph": {"precision": "bf16", "graph": True},
-            "ours bf16 compiled": {"precision": "bf16", "compile": True},
-            "ours bf16 compiled graph": {"precision": "bf16", "compile": True, "graph": True},
-        }
-        try:
-            import torchattacks
-
-            theirs = torchattacks.PGD(net, eps=EPS, alpha=STEP, steps=args.steps)
-            seconds = seconds_of(partial(theirs, x, labels), repeats, args)
-            say("throughput", what="perturb", batch=size, how="torchattacks", ms=1e3 * seconds)
-        except ImportError:
-            pass
-        for name, options in candidates.items():
-            if time.perf_counter() > args.until:
-                return
-            attack = PGD(eps=EPS, step_size=STEP, n_steps=args.steps, clip=(0, 1), **options)
-            try:
-                seconds = seconds_of(
-                    lambda x=x, labels=labels, a=attack: a.perturb(net, x, labels, seed=0),
-                    repeats, args,
-                )  # fmt: skip
-            except Exception as error:
-                say("throughput", what="perturb", how=name, error=f"{error}"[:300])
-                continue
-            say(
-                "throughput", what="perturb", batch=size, how=name, ms=1e3 * seconds,
-                ratio=seconds / yardstick,
-            )  # fmt: skip
 
 
 def same(args):
@@ -454,7 +453,6 @@ def main():
     parser.add_argument("--train-seconds", type=float, default=300)
     parser.add_argument("--limit", type=float, default=120, help="seconds for each other section")
     parser.add_argument("--sizes", nargs="+", type=int, default=[128, 256, 512])
-    parser.add_argument("--only-perturb", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.steps = 2 if args.small else 10

@@ -29,21 +29,28 @@ def uninterrupted():
     handler = None
     if threading.current_thread() is threading.main_thread():
         handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler):  # nobody's, ignored, or the end of the process
+    # nobody's, ignored, the end of the process, or put off already
+    if not callable(handler) or isinstance(handler, _Note):
         yield nullcontext
         return
-    noted = []
-
-    def note(*arrived):
-        noted.append(arrived)
-
+    note = _Note()
     try:
         signal.signal(signal.SIGINT, note)
-        yield partial(_Interruptible, handler, note, noted)
+        yield partial(_Interruptible, handler, note)
     finally:
         signal.signal(signal.SIGINT, handler)
-        if noted:
-            handler(*noted[0])
+        if note.arrived:
+            handler(*note.arrived[0])
+
+
+class _Note:
+    """A handler that takes note of interrupts."""
+
+    def __init__(self):
+        self.arrived = []
+
+    def __call__(self, *arrived):
+        self.arrived.append(arrived)
 
 
 @contextmanager
@@ -101,14 +108,14 @@ def noted():
 class _Interruptible:
     # no generator: one that is interrupted on its way out would be closed later, in the midst of
     # something else
-    def __init__(self, handler, note, noted):
-        self.handler, self.note, self.noted = handler, note, noted
+    def __init__(self, handler, note):
+        self.handler, self.note = handler, note
 
     def __enter__(self):
         signal.signal(signal.SIGINT, self.handler)
         try:
-            if self.noted:
-                self.handler(*self.noted.pop())
+            if self.note.arrived:
+                self.handler(*self.note.arrived.pop())
         except BaseException:
             signal.signal(signal.SIGINT, self.note)
             raise

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import dataclasses
+import json
 import pathlib
 import runpy
 import sys
@@ -141,3 +142,20 @@ def test_rows_of_the_tables_are_trained_as_their_sources_say(monkeypatch):
     betas = [found["bui-mnist"][row].beta for row in ("TRADES", "MART", "UDR-TRADES", "UDR-MART")]
     assert betas == [1, 1, 1, 1]
     assert found["bui-5.1"]["UDR-TRADES"]._adversary().random_start == "uniform"
+
+
+@pytest.mark.slow
+def test_gpu_runs_on_a_cpu(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    path = str(BENCHMARKS / "gpu.py")
+    arguments = ["--small", "--device", "cpu", "--train-seconds", "1"]
+    sections = ["env", "throughput", "perturb", "same", "recipe", "judge"]
+    monkeypatch.setattr(sys, "argv", [path, *arguments, "--sections", *sections])
+    with torch.random.fork_rng(devices=[]):
+        runpy.run_path(path, run_name="__main__")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not any("error" in line for line in lines)
+    assert {line["section"] for line in lines} == {"data", *sections}
+    assert sum("images_per_s" in line for line in lines) > 5
+    assert sum("ms" in line for line in lines) > 1
+    assert 0 <= next(line["clean"] for line in lines if line["section"] == "judge") <= 1

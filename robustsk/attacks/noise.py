@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from contextlib import contextmanager
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 
@@ -79,6 +80,13 @@ def _mix_on_host(z):
     return z ^ _shift_right(z, 31)
 
 
+@lru_cache(maxsize=8)
+def _places(n, device):
+    """Return the numbers of the entries of a sample, and what each counts in its key."""
+    counter = torch.arange(1, n + 1, device=device)
+    return counter, _mix(counter * _GOLDEN) | 1
+
+
 class SampleNoise:
     """Noise for a batch, keyed on ``(seed, sample)``.
 
@@ -96,8 +104,7 @@ class SampleNoise:
         if flat.dtype not in (torch.float64, torch.float32):
             flat = flat.float()
         bits = flat.contiguous().view(integer).to(torch.int64)
-        self._counter = torch.arange(1, flat.shape[1] + 1, device=x.device)
-        weights = _mix(self._counter * _GOLDEN) | 1
+        self._counter, weights = _places(flat.shape[1], x.device)
         # a number that is on the host is mixed there: a device would have to wait for it
         seed = _mix(seed) if isinstance(seed, torch.Tensor) else _mix_on_host(int(seed))
         self._key = _mix((bits * weights).sum(1) + seed)

@@ -8,8 +8,10 @@ from ..victims.victim import Victim as Victim
 from .base import BaseAttack as BaseAttack
 from .black_box.boundary import BoundaryAttack as BoundaryAttack
 from .black_box.hop_skip_jump import HopSkipJump as HopSkipJump
+from .black_box.label_only_nes import LabelOnlyNES as LabelOnlyNES
 from .black_box.local_search import LocalSearch as LocalSearch
 from .black_box.nes import NES as NES
+from .black_box.partial_information_nes import PartialInformationNES as PartialInformationNES
 from .black_box.spsa import SPSA as SPSA
 from .black_box.square import SquareAttack as SquareAttack
 from .black_box.zoo import ZOO as ZOO

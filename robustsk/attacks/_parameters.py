@@ -137,6 +137,16 @@ class DecisionParameters(DecisionParametersButNorm, AttackParameters, total=Fals
     """What attacks take that see labels only, but for the number of queries."""
 
 
+class LimitedNESParameters(DecisionParameters, total=False):
+    """What the forms of NES take that see little of the answers."""
+
+    n_draws: int
+    sigma: float
+    step_share: float
+    momentum: float
+    max_queries: int
+
+
 class PerturbOptions(TypedDict, total=False):
     """What :meth:`BaseAttack.perturb` takes besides."""
 

@@ -19,6 +19,7 @@ from .gradient.apgd import APGD as APGD
 from .gradient.bim import BIM as BIM
 from .gradient.dra import DRA as DRA
 from .gradient.dynamic import DynamicPGD as DynamicPGD
+from .gradient.feature_attack import FeatureAttack as FeatureAttack
 from .gradient.feature_scatter import FeatureScatter as FeatureScatter
 from .gradient.fgsm import FGSM as FGSM
 from .gradient.friendly import FriendlyPGD as FriendlyPGD

@@ -240,8 +240,8 @@ FAULTS = (
     ),
     Fault(
         "TRADES attacks the cross-entropy",
-        'Return "kl"."""\n        return "kl"',
-        'Return "kl"."""\n        return "ce"',
+        'if self.form == "multiclass":\n            return "kl"',
+        'if self.form == "multiclass":\n            return "ce"',
         ("defenses/test_*by_loss.py", "defenses/test_*losses.py"),
     ),
     Fault(
@@ -264,8 +264,8 @@ FAULTS = (
     ),
     Fault(
         "an interrupt ends a step halfway",
-        "        with uninterrupted():\n            if self.weight_perturbation_ is None:",
-        "        with nullcontext():\n            if self.weight_perturbation_ is None:",
+        "with uninterrupted(), self._blamed_on_own_infer(crafted):",
+        "with self._blamed_on_own_infer(crafted):",
         ("defenses/test_*interrupts.py",),
     ),
     Fault(
@@ -338,8 +338,8 @@ FAULTS = (
     ),
     Fault(
         "sample_weight of a score ignored",
-        "return float(np.average(robust, weights=weight))",
-        "return float(robust.mean())",
+        "return float(np.average(hits, weights=weight))",
+        "return float(hits.mean())",
         ("metrics/test_metrics_scores.py", "-k weight"),
     ),
     # --- ensembles -----------------------------------------------------------------------

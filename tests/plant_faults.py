@@ -209,8 +209,8 @@ FAULTS = (
     ),
     Fault(
         "a network that cannot be folded after all stays folded",
-        "        seen.distrust()\n        open_[:] = True",
-        "        pass",
+        "            seen.distrust()\n            open_[:] = True",
+        "            pass",
         ("attacks/test_*threads.py", "-k folded"),
     ),
     Fault(

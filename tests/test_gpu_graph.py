@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from robustsk import FGSM, MIM, PGD, FATClassifier, FriendlyPGD, PGDATClassifier, TRADESClassifier
 from robustsk._precision import full_precision, rounds
 from robustsk.attacks._graph import CannotCapture, graphs_of
+from robustsk.attacks.noise import SampleNoise
 from robustsk.models import ResNet
 from robustsk.training import EpsWarmup
 from robustsk.victims.victim import Victim
@@ -425,3 +426,15 @@ def test_compiled_in_training_once():
     clf = fit(adversary__compile=True, max_epochs=2)
     assert np.isfinite(clf.history_[:, "train_loss"]).all()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_what_a_recording_reads_is_kept():
+    """The tables of random numbers are shared, and forgotten when there are many."""
+    session = Session(network(), PGD(eps=0.03, n_steps=2, clip=(0, 1)))
+    session(*batch(), seed=0)
+    for n in range(20):
+        SampleNoise(torch.rand(2, 5 + n, device=GPU), 0)
+    waste = [torch.full((768,), 7, device=GPU) for _ in range(100)]
+    found, expected = session(*batch(seed=1), seed=1)
+    assert_alike(found, expected, 0.03)
+    assert len(waste) == 100

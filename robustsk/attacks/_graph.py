@@ -95,7 +95,8 @@ class Recorded:
     def run(self):
         """Attack the batch that is in place, with the present weights of the network."""
         self._view.renew()
-        batch = self._prepared.batch(
+        # kept, because a recording reads what is in it where it was
+        self._batch = batch = self._prepared.batch(
             self._seen, self._x, self._y, self._objective, seed=self._seed, keep="last",
             clean_logits=self._clean,
         )  # fmt: skip

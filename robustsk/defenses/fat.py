@@ -106,6 +106,8 @@ class FATClassifier(Prescription, BaseDefense):
 
     _of_a_session = (*BaseDefense._of_a_session, "_steps", "_n_crafted")
     _steps = _n_crafted = 0
+    #: What the loss of TRADES asks for.
+    form = "multiclass"
 
     def __init__(
         self,

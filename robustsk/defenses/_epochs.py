@@ -126,13 +126,13 @@ class Epochs:
         device = torch.device(self._device() or "cpu")
         if (
             device.type != "cuda"
-            or not self._in_fit
+            or self._on_device is None
             or self.asks_per_batch
             or (self.iterator_train if training else self.iterator_valid) is not DataLoader
             or params - _PLAIN
         ):
             return dataset
-        return resident(dataset, device, self._dtype(), self._on_device)
+        return resident(dataset, device, self._dtype(), self._on_device, is_new=training)
 
     def get_params_for_optimizer(self, prefix, named_parameters):
         """Return what an optimizer is made with; called by skorch."""

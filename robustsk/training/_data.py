@@ -88,7 +88,7 @@ class _Resident(Samples):
         return _Batch((x if self.weight is None else (x, self.weight[rows]), y))
 
 
-def resident(dataset, device, dtype, known):
+def resident(dataset, device, dtype, known, is_new=True):
     """Return samples as they are in the memory of a device, if they are an array that fits there.
 
     Parameters
@@ -100,6 +100,8 @@ def resident(dataset, device, dtype, known):
         What a batch is cast to.
     known : dict
         What is there already; what is put there is added.
+    is_new : bool, default=True
+        Whether anything may be put there. What is asked for once only is not worth it.
 
     Returns
     -------
@@ -108,18 +110,21 @@ def resident(dataset, device, dtype, known):
         a quarter of the memory that is free.
     """
     if isinstance(dataset, Subset):
-        whole = resident(dataset.dataset, device, dtype, known)
+        whole = resident(dataset.dataset, device, dtype, known, is_new)
         return dataset if whole is dataset.dataset else Subset(whole, dataset.indices)
     if type(dataset) is not Samples or not isinstance(dataset.X, np.ndarray):
         return dataset
     if isinstance(dataset.X, np.memmap) or dtype is None:
         return dataset
     if id(dataset) not in known:
+        if not is_new:
+            return dataset
         size = dataset.X.size * (1 if dataset.X.dtype == np.uint8 else dtype.itemsize)
         if size > _SHARE * torch.cuda.mem_get_info(device)[0]:
             return dataset
-        known[id(dataset)] = _Resident(dataset, device, dtype)
-    return known[id(dataset)]
+        # with the samples themselves, whose id would be another's otherwise
+        known[id(dataset)] = _Resident(dataset, device, dtype), dataset
+    return known[id(dataset)][0]
 
 
 def collate(items):

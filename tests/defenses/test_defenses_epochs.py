@@ -161,6 +161,24 @@ def test_what_does_not_go_to_the_device(tmp_path, monkeypatch):
     assert known == {}
 
 
+def test_only_what_is_trained_on_is_put_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * X.nbytes, 0))
+    monkeypatch.setattr(
+        "robustsk.training._data._Resident", lambda samples, device, dtype: ("there", samples)
+    )
+    gpu, known = torch.device("cuda"), {}
+    samples = Samples(X, Y)
+    assert resident(samples, gpu, torch.float32, known, is_new=False) is samples
+    found = resident(samples, gpu, torch.float32, known)
+    assert found == ("there", samples)
+    for is_new in (True, False):
+        assert resident(samples, gpu, torch.float32, known, is_new) is found
+    for _ in range(20):  # one that takes the id of another that has gone
+        other = Samples(X[:50], Y[:50])
+        assert resident(other, gpu, torch.float32, known, is_new=False) is other
+    assert [kept for _, kept in known.values()] == [samples]
+
+
 @pytest.mark.parametrize("options", [{}, {"iterator_train__num_workers": 2}])
 def test_only_plain_loaders_are_replaced(options):
     clf = PGDATClassifier(device="cpu", **options)

@@ -38,7 +38,7 @@ class Epochs:
     """
 
     #: Whether somebody wants to see each batch and its loss at once.
-    asks_per_batch = False
+    _asks_per_batch = False
     #: Samples that are in the memory of a GPU, during training.
     _on_device = None
 
@@ -72,11 +72,11 @@ class Epochs:
         """See whether somebody asks for more than epochs; called by skorch."""
         super().on_train_begin(net, X, y, **kwargs)
         own = (self, *(callback for _, callback in self.callbacks_))
-        self.asks_per_batch = not all(_asks_later(type(callback)) for callback in own)
+        self._asks_per_batch = not all(_asks_later(type(callback)) for callback in own)
         self._on_device = {}
 
     def _reads_later(self, loss):
-        return loss.is_cuda and self._in_fit and not self.asks_per_batch
+        return loss.is_cuda and self._in_fit and not self._asks_per_batch
 
     def _read_losses(self, prefix, training=False):
         """Turn the losses of this epoch into numbers; in training, see whether it has diverged."""
@@ -127,7 +127,7 @@ class Epochs:
         if (
             device.type != "cuda"
             or self._on_device is None
-            or self.asks_per_batch
+            or self._asks_per_batch
             or (self.iterator_train if training else self.iterator_valid) is not DataLoader
             or params - _PLAIN
         ):

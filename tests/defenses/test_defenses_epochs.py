@@ -22,7 +22,7 @@ class Late(PGDATClassifier):
     """Reads losses as if they were on a GPU."""
 
     def _reads_later(self, loss):
-        return self._in_fit and not self.asks_per_batch
+        return self._in_fit and not self._asks_per_batch
 
 
 def fit(kind, **options):
@@ -51,12 +51,12 @@ class Watching(Callback):
 @pytest.mark.parametrize("callback", [Watching(), ProgressBar(detect_notebook=False)])
 def test_who_wants_to_see_each_loss_does(callback):
     clf = fit(Late, callbacks=[("mine", callback)], max_epochs=1)
-    assert clf.asks_per_batch
+    assert clf._asks_per_batch
 
 
 def test_who_does_not():
     clf = fit(Late, callbacks=[WeightAveraging(), LearningRateSchedule()], max_epochs=1)
-    assert not clf.asks_per_batch
+    assert not clf._asks_per_batch
 
 
 def test_a_subclass_that_listens_is_heard():
@@ -66,7 +66,7 @@ def test_a_subclass_that_listens_is_heard():
 
     assert not _asks_later(Listening)
     assert _asks_later(PGDATClassifier)
-    assert fit(Listening, max_epochs=1).asks_per_batch
+    assert fit(Listening, max_epochs=1)._asks_per_batch
 
 
 class Breaking(nn.CrossEntropyLoss):

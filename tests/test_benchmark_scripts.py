@@ -148,7 +148,7 @@ def test_rows_of_the_tables_are_trained_as_their_sources_say(monkeypatch):
 def test_gpu_runs_on_a_cpu(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     path = str(BENCHMARKS / "gpu.py")
-    arguments = ["--small", "--device", "cpu", "--train-seconds", "1"]
+    arguments = ["--small", "--device", "cpu", "--train-seconds", "1", "--limit", "10"]
     sections = ["env", "throughput", "perturb", "same", "recipe", "judge"]
     monkeypatch.setattr(sys, "argv", [path, *arguments, "--sections", *sections])
     with torch.random.fork_rng(devices=[]):
@@ -156,6 +156,6 @@ def test_gpu_runs_on_a_cpu(monkeypatch, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert not any("error" in line for line in lines)
     assert {line["section"] for line in lines} == {"data", *sections}
-    assert sum("images_per_s" in line for line in lines) > 5
+    assert sum("images_per_s" in line for line in lines) > 1
     assert sum("ms" in line for line in lines) > 1
     assert 0 <= next(line["clean"] for line in lines if line["section"] == "judge") <= 1

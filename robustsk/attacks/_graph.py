@@ -20,6 +20,7 @@ import torch
 from .._containers import is_out_of_memory
 from .._generator import GeneratorState
 from .._interrupts import uninterrupted
+from .._precision import rounds
 from .._validation import check_choice
 from .objectives import OBJECTIVES, REVERSE_KL
 from .threat import finite_or
@@ -278,9 +279,16 @@ def _key(prepared, seen, x, y, objective, clean_logits):
     return (
         type(attack), settings, getattr(attack, "step_size", None) is None,
         prepared.norm, _plain(prepared.lower), _plain(prepared.upper), objective,
-        seen.view.state, seen.view.engine,
+        seen.view.state, seen.view.engine, _arithmetic(x),
         x.shape[1:], x.dtype, x.device, y is None, clean_logits is None,
     )  # fmt: skip
+
+
+def _arithmetic(x):
+    """Return torch's settings that decide which kernels are chosen."""
+    kind = x.device.type
+    cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return cast, rounds(x), torch.backends.cudnn.deterministic
 
 
 def _plain(value):

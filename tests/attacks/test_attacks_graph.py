@@ -177,6 +177,10 @@ def test_the_key_is_of_all_but_radius_step_and_seed():
     ):
         assert key(other) != key(same)
     assert key(same, "kl") != key(same)
+    before = key(same)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert key(same) != before
+    assert key(same) == before
 
 
 def test_graph_true_says_why_not():

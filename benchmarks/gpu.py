@@ -301,6 +301,8 @@ def perturb(args):
         except ImportError:
             pass
         for name, options in candidates.items():
+            if "graph" in options and args.device != "cuda":
+                continue
             if time.perf_counter() > args.until:
                 return
             attack = PGD(eps=EPS, step_size=STEP, n_steps=args.steps, clip=(0, 1), **options)

@@ -109,9 +109,9 @@ class Preparation(SparseInput):
         """Say so where the radius of the adversary is in other units than the data."""
         adversary = self.adversary_._resolved()
         norm = check_norm(adversary.norm, adversary.supported_norms)
-        eps = adversary._effective_eps(norm, shape)
-        if warn_about_units(original, eps, stacklevel=5):
+        if warn_about_units(original, adversary._stated_eps(norm, shape), stacklevel=5):
             return
+        eps = adversary._effective_eps(norm, shape)
         if first_time and not adversary.minimal:  # whose radius is only where the search ends
             warn_about_radius(eps, norm, *adversary._box(self.clip_bounds_), shape, stacklevel=5)
 

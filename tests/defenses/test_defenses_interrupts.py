@@ -411,9 +411,11 @@ def test_an_interrupt_at_any_moment(make, data, case):
     if case == "self-training":
         y = np.where(np.arange(len(y)) < 30, y, -1)
     reference = make(recording(cls), max_epochs=3, **params).fit(X, y)
-    start = time.perf_counter()
-    make(cls, max_epochs=3, **params).fit(X, y)
-    duration = time.perf_counter() - start
+    duration = np.inf
+    for _ in range(3):  # the machine may have had something else to do
+        start = time.perf_counter()
+        make(cls, max_epochs=3, **params).fit(X, y)
+        duration = min(duration, time.perf_counter() - start)
 
     class Counting(cls):
         """Count the updates, inside of the step that an interrupt must not divide."""

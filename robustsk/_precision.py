@@ -7,15 +7,12 @@ is fooled may not: a reviewer with another device would find something else.
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import torch
 
-_lock = threading.Lock()
-#: How many blocks are in full precision now, and what is to be put back after the last.
-_n_inside, _former = 0, []
+from ._shared import Held
 
 
 def rounds(x):
@@ -23,9 +20,8 @@ def rounds(x):
     return x.is_cuda and x.dtype == torch.float32 and any(on for *_, on in _switches())
 
 
-@contextmanager
 def full_precision(device):
-    """Compute with all bits of float32 in a block; torch's switches are then as they were.
+    """Return a context in which all bits of float32 count; torch's switches are put back after it.
 
     They belong to the process: what other threads compute meanwhile is in full precision as well.
 
@@ -34,26 +30,26 @@ def full_precision(device):
     device : torch.device
         Nothing is switched unless it is a GPU.
     """
-    global _n_inside
-    if device.type != "cuda":
-        yield
-        return
-    with _lock:
-        _n_inside += 1
-        if _n_inside == 1:
-            # what has been switched off in the old way may still be on in the new one
-            for get, put, off, is_on in _switches():
-                if is_on:
-                    _former.append((put, get()))
-                    put(off)
-    try:
-        yield
-    finally:
-        with _lock:
-            _n_inside -= 1
-            while not _n_inside and _former:
-                put, value = _former.pop()
-                put(value)
+    return _EXACT if device.type == "cuda" else nullcontext()
+
+
+def _switch_off():
+    """Have nothing rounded; return what puts the switches back."""
+    former = []
+    # what has been switched off in the old way may still be on in the new one
+    for get, put, off, is_on in _switches():
+        if is_on:
+            former.append((put, get()))
+            put(off)
+
+    def put_back():
+        for put, value in reversed(former):
+            put(value)
+
+    return put_back
+
+
+_EXACT = Held(_switch_off)
 
 
 def _switches():

@@ -16,6 +16,7 @@ import difflib
 import inspect
 import re
 from contextlib import contextmanager
+from threading import Lock
 from types import ModuleType
 
 
@@ -167,3 +168,32 @@ def temporarily(obj, **values):
         for k in values:
             state.pop(k, None)
         state.update(before)
+
+
+class Held:
+    """A setting of the process that holds while anybody is inside of a block.
+
+    The first to enter makes it and the last to leave takes it back, so that blocks may be inside of
+    each other and in several threads.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the setting, and returns what takes it back.
+    """
+
+    def __init__(self, make):
+        self._make, self._take_back = make, None
+        self._lock, self._n_inside = Lock(), 0
+
+    def __enter__(self):
+        with self._lock:
+            if not self._n_inside:
+                self._take_back = self._make()
+            self._n_inside += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._n_inside -= 1
+            if not self._n_inside:
+                self._take_back()

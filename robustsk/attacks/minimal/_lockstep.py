@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Thread
 
 from threadpoolctl import ThreadpoolController
+
+from ..._shared import Held
 
 
 class _Abandoned(BaseException):
@@ -71,24 +73,10 @@ def in_lockstep(solvers, answer):
                     thread.join()
 
 
-class _OneThreadOfBlas:
-    """Hold SciPy to one thread while a solver runs anywhere: its matrices have a few rows."""
-
-    def __init__(self):
-        self._lock, self._n_inside, self._limit = Lock(), 0, None
-
-    def __enter__(self):
-        with self._lock:
-            if self._n_inside == 0:
-                own = ThreadpoolController().select(prefix="libscipy_openblas")
-                self._limit = own.limit(limits=1)
-            self._n_inside += 1
-
-    def __exit__(self, *_):
-        with self._lock:
-            self._n_inside -= 1
-            if self._n_inside == 0:
-                self._limit.restore_original_limits()
+def _one_thread_of_scipy():
+    own = ThreadpoolController().select(prefix="libscipy_openblas")
+    return own.limit(limits=1).restore_original_limits
 
 
-_ONE_THREAD_OF_BLAS = _OneThreadOfBlas()
+#: While a solver runs anywhere: its matrices have a few rows.
+_ONE_THREAD_OF_BLAS = Held(_one_thread_of_scipy)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
+from .._containers import to_array
 from ..victims._outputs import predicted_class
 from ..victims.victim import Victim
 from .noise import SampleNoise
@@ -64,6 +66,30 @@ class AttackBatch:
             info={},
         )
 
+    def like(self, samples, name):
+        """Return samples that the user gives besides, as tensors like those of the batch.
+
+        Parameters
+        ----------
+        samples : array-like of shape (m, ...)
+        name : str
+            Of the parameter, for the message if they are of another kind.
+
+        Returns
+        -------
+        torch.Tensor of shape (m, ...)
+        """
+        samples = np.asarray(to_array(samples))
+        if samples.shape[1:] != tuple(self.x.shape[1:]) or len(samples) == 0:
+            raise ValueError(
+                f"{name} has shape {samples.shape}, but one sample has shape "
+                f"{tuple(self.x.shape[1:])}: give samples like those that are attacked."
+            )
+        samples = torch.as_tensor(samples.astype(np.float64)).to(self.x)
+        if not torch.isfinite(samples).all():
+            raise ValueError(f"{name} contains NaN or infinity.")
+        return samples
+
     def value(self, logits):
         """Return the objective, shape (n,)."""
         return self.objective(logits, self.y, self.target, self.clean_logits)
@@ -74,7 +100,14 @@ class AttackBatch:
             z = z.detach().requires_grad_(True)
             logits = self.victim(z)
             value = self.value(logits)
-            (gradient,) = self.input_gradients([value], [z])
+            return self.with_gradient(z, logits, value)
+
+    def with_gradient(self, z, logits, value):
+        """Return logits and objective, detached, and the gradient of the latter.
+
+        To be called where gradients are enabled.
+        """
+        (gradient,) = self.input_gradients([value], [z])
         gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         if self.trace is not None:
             self.trace.add(z, value.detach())

@@ -6,12 +6,10 @@ import warnings
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
-from ..._containers import to_array
 from ..._tensors import column
 from ..._validation import check_count, check_length, check_start
 from ...models.features import get_classifier
@@ -167,15 +165,7 @@ class FeatureAttack(BaseAttack):
         """Return the directions of the features of all that may be guides, and their classes."""
         if self.guides is None:
             return own, batch.y
-        guides = np.asarray(to_array(self.guides))
-        if guides.shape[1:] != tuple(batch.x.shape[1:]) or len(guides) == 0:
-            raise ValueError(
-                f"guides has shape {guides.shape}, but one sample has shape "
-                f"{tuple(batch.x.shape[1:])}: give samples like those that are attacked."
-            )
-        guides = torch.as_tensor(guides.astype(np.float64)).to(batch.x)
-        if not torch.isfinite(guides).all():
-            raise ValueError("guides contains NaN or infinity.")
+        guides = batch.like(self.guides, "guides")
         answers = [forward_with_directions(batch.victim, part) for part in guides.split(1024)]
         logits, known = (torch.cat(parts) for parts in zip(*answers, strict=True))
         return known, logits.argmax(1)
@@ -203,11 +193,7 @@ class _Guided(AttackBatch):
             z = z.detach().requires_grad_(True)
             logits, direction = forward_with_directions(self.victim, z)
             value = (direction * self.guide).sum(1)
-            (gradient,) = self.input_gradients([value], [z])
-        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-        if self.trace is not None:
-            self.trace.add(z, value.detach())
-        return logits.detach(), value.detach(), gradient
+            return self.with_gradient(z, logits, value)
 
 
 def forward_with_directions(victim, x):

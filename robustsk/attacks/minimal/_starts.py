@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 
-from ..._containers import to_array
 from ..._tensors import column
 from ..noise import Stream
 
@@ -217,15 +216,7 @@ def ask(queries, rows, points, allowed=None):
 def _from_samples(closest, queries, starts):
     """Try the nearest of the samples given that the victim classifies as is wanted."""
     batch, ball = closest.batch, closest.batch.ball
-    starts = np.asarray(to_array(starts))
-    if starts.shape[1:] != tuple(batch.x.shape[1:]) or len(starts) == 0:
-        raise ValueError(
-            f"starts has shape {starts.shape}, but one sample has shape "
-            f"{tuple(batch.x.shape[1:])}: give samples like those that are attacked."
-        )
-    starts = torch.as_tensor(starts.astype(np.float64)).to(batch.x)
-    if not torch.isfinite(starts).all():
-        raise ValueError("starts contains NaN or infinity.")
+    starts = batch.like(starts, "starts")
     with torch.no_grad():
         predicted = torch.cat([batch.victim(part) for part in starts.split(4096)]).argmax(1)
     origin = ball.to_unit(batch.x).flatten(1)

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..losses import ensemble_logits
-from ..victims._outputs import two_logits
+from ..victims.ensemble import Combination
 
 #: Share of the votes that a class without any is taken to have, so that logarithms are finite.
 _NO_VOTE = 1e-6
 
 
-class _Combination(nn.Module):
-    """Networks that are asked together.
-
-    Parameters
-    ----------
-    members : list of torch.nn.Module
-        Each returns logits of shape (n, n_classes).
-    """
-
-    # there is no `get_members`, by which attacks take the mean of the members' probabilities for
-    # what is predicted
-
-    def __init__(self, members):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def member_logits(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of each member, a list of tensors of shape (n, n_classes)."""
-        return [two_logits(member(x), len(x)) for member in self.members]
+# neither has `get_members`, by which attacks take the mean of the members' probabilities for what
+# is predicted
 
 
-class LogitMeanEnsemble(_Combination):
+class LogitMeanEnsemble(Combination):
     """Networks whose logits are averaged.
 
     The prediction is the geometric mean of the members' probabilities, normalised. A member that
@@ -70,7 +53,7 @@ class LogitMeanEnsemble(_Combination):
         return torch.stack(self.member_logits(x)).mean(0)
 
 
-class VoteEnsemble(_Combination):
+class VoteEnsemble(Combination):
     """Networks that vote: the class that most of them predict is predicted.
 
     Of classes with as many votes the first one is taken, as in scikit-learn's

@@ -68,11 +68,8 @@ def join_bounds(bounds):
     return np.asarray(reduce(np.minimum, lows)), np.asarray(reduce(np.maximum, highs))
 
 
-class MeanEnsemble(nn.Module):
-    """Members whose probabilities are averaged.
-
-    Returns the logarithm of the mean probability, computed from logits
-    without ever leaving the logarithm.
+class Combination(nn.Module):
+    """Networks that are asked together.
 
     Parameters
     ----------
@@ -84,9 +81,26 @@ class MeanEnsemble(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
+    def member_logits(self, x):
+        """Return the logits of each member, a list of tensors of shape (n, n_classes)."""
+        return [two_logits(member(x), len(x)) for member in self.members]
+
+
+class MeanEnsemble(Combination):
+    """Members whose probabilities are averaged.
+
+    Returns the logarithm of the mean probability, computed from logits
+    without ever leaving the logarithm.
+
+    Parameters
+    ----------
+    members : list of torch.nn.Module
+        Each returns logits of shape (n, n_classes).
+    """
+
     def forward(self, x):
         """Return log-probabilities of shape (n, n_classes)."""
-        return ensemble_logits([two_logits(member(x), len(x)) for member in self.members])
+        return ensemble_logits(self.member_logits(x))
 
     def get_members(self):
         """Return the networks whose probabilities are averaged."""

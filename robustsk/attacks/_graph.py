@@ -22,6 +22,7 @@ from .._generator import GeneratorState
 from .._interrupts import uninterrupted
 from .._precision import rounds
 from .._validation import check_choice
+from ..victims._compiled import LEAST
 from .objectives import OBJECTIVES, REVERSE_KL
 from .threat import finite_or
 
@@ -32,8 +33,6 @@ CHOICES = ("auto", True, False)
 _MOST = 4
 #: How often a network may need a new one before it is left to run by itself.
 _PATIENCE = 8
-#: Share of a recorded batch that a smaller one must have to be filled up.
-_LEAST = 0.5
 #: Runs before the recording, in which libraries choose their kernels and take their memory.
 _WARM_UP = 2
 #: Norms of which the projection is the same arithmetic for all numbers.
@@ -59,13 +58,13 @@ class Recorded:
     x, y, clean_logits : torch.Tensor or None
         A batch as it comes.
     objective : Objective
-
     """
 
     def __init__(self, prepared, seen, x, y, clean_logits, objective):
         attack = prepared.attack
-        self._x, self._y = torch.empty_like(x), None if y is None else torch.empty_like(y)
-        self._clean = None if clean_logits is None else torch.empty_like(clean_logits)
+        self._x, self._y, self._clean = (
+            None if given is None else torch.empty_like(given) for given in (x, y, clean_logits)
+        )
         self._seed = torch.zeros((), dtype=torch.int64, device=x.device)
         self._eps, self._step = torch.zeros((2,), dtype=torch.float64, device=x.device)
         self._has_step = getattr(attack, "step_size", None) is not None
@@ -77,9 +76,9 @@ class Recorded:
         self._seen._views = None
         self._view = seen.view
         self._objective = objective
-        self._kept = self._view.tensors
         self._graph = self._found = None
         self._cost = 0, 0
+        self.put(prepared, x, y, clean_logits, 0)
 
     def put(self, prepared, x, y, clean_logits, seed):
         """Copy a batch to where it is read; one with fewer samples has its first ones twice."""
@@ -195,7 +194,7 @@ class Graphs:
         try:
             if trace is not None:
                 raise CannotCapture("what happens on the way is asked for")
-            recorded = self._find(prepared, seen, x, y, objective, seed, keep, clean_logits)
+            recorded = self._find(prepared, seen, x, y, objective, keep, clean_logits)
         except CannotCapture as error:
             if attack.graph is True:
                 raise CannotCapture(
@@ -212,7 +211,7 @@ class Graphs:
         self.n_replayed += 1
         return recorded.replay(len(x))
 
-    def _find(self, prepared, seen, x, y, objective, seed, keep, clean_logits):
+    def _find(self, prepared, seen, x, y, objective, keep, clean_logits):
         """Return the graph for a batch, None where it pays to do without this time."""
         attack = prepared.attack
         objective = attack._resolve_objective(objective)
@@ -222,7 +221,7 @@ class Graphs:
             raise CannotCapture(self._hopeless[key])
         recorded = self._recorded.get(key)
         if recorded is not None and len(x) <= recorded.size:
-            return recorded if len(x) >= _LEAST * recorded.size else None
+            return recorded if len(x) >= LEAST * recorded.size else None
         if attack.graph is not True and key not in self._met:
             self._met.add(key)  # what is attacked once only is not worth it
             return None
@@ -230,7 +229,6 @@ class Graphs:
             if self._n_recorded >= _PATIENCE:
                 raise CannotCapture("something about it changes again and again")
             recorded = Recorded(prepared, seen, x, y, clean_logits, objective)
-            recorded.put(prepared, x, y, clean_logits, seed)
             recorded.record()
         except CannotCapture as error:
             self._hopeless[key] = str(error)

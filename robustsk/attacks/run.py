@@ -329,7 +329,7 @@ def perturb_prepared(
         if isinstance(trace, str):
             known["trace"] = Trace(len(x), trace, x.device)
         seen = seen.precise if attack._asks_only else seen
-        if attack.graph not in ("auto", False) or (attack.graph and x.is_cuda):
+        if attack.graph is not False and (x.is_cuda or attack.graph != "auto"):
             found = graphs_of(seen).attack(prepared, seen, x, y, objective, seed=seed, **known)
             if found is not None:
                 return found, {}

@@ -144,15 +144,10 @@ class Epochs:
             "capturable",
             "differentiable",
         }:
-            tensors = [p for group in args[0] for p in _parameters_of(group)] if args else []
+            tensors = [p for group in args[0] for p in group["params"]]
             if tensors and all(p.is_cuda and p.is_floating_point() for p in tensors):
                 kwargs["fused"] = True
         return args, kwargs
-
-
-def _parameters_of(group):
-    given = group["params"] if isinstance(group, dict) else [group]
-    return [given] if isinstance(given, torch.Tensor) else list(given)
 
 
 @cache

@@ -9,8 +9,8 @@ from torch.func import functional_call
 
 from ._outputs import first_output
 
-#: Share of a compiled batch that a smaller one must have to be filled up.
-_LEAST = 0.5
+#: Share of the batch that something has been made for that a smaller one must have to be filled up.
+LEAST = 0.5
 
 
 class Compiled:
@@ -52,7 +52,7 @@ class Compiled:
             self._weights = _tensors_of(self._module)
         kind = x.shape[1:], x.dtype, x.device
         size = self._sizes.get(kind, 0)
-        if len(x) < _LEAST * size:
+        if len(x) < LEAST * size:
             return first_output(self._module(x))
         if torch.is_grad_enabled() and x.requires_grad:
             return self._filled(x, kind)

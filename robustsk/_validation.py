@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import numbers
 import operator
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -116,7 +118,11 @@ def in_order(values, names, what):
     what : str
         Name of the argument, for messages.
     """
-    if hasattr(values, "columns"):
+    if isinstance(values, Mapping):
+        labels, numbers = list(values), np.array(list(values.values()))
+    elif what == "mask" and _are_names(values):
+        return _named(values, names, what)
+    elif hasattr(values, "columns"):
         if len(values) != 1:
             raise ValueError(
                 f"{what} is a table with {len(values)} rows: give one value per column, in one "
@@ -134,14 +140,43 @@ def in_order(values, names, what):
             f"{what} has values for {labels[:10]}, and the columns of X have no names: pass X as a "
             f"DataFrame, or {what} as an array in the order of the columns."
         )
-    unknown = [label for label in labels if label not in names]
+    _check_known(labels, names, what)
     missing = [name for name in names if name not in labels]
-    if unknown or missing or len(labels) != len(names):
+    if missing or len(labels) != len(names):
         raise ValueError(
-            f"{what} must have one value for each column of X: {unknown[:10]} are not among the "
-            f"columns, and {missing[:10]} have no value."
+            f"{what} must have one value for each column of X: {missing[:10]} have no value."
         )
     return numbers[[labels.index(name) for name in names]]
+
+
+def _are_names(values):
+    return (
+        isinstance(values, (list, tuple))
+        and len(values) > 0
+        and all(isinstance(value, str) for value in values)
+    )
+
+
+def _named(values, names, what):
+    """Return which columns are named, shape (n_features,)."""
+    if names is None:
+        raise ValueError(
+            f"{what} names the columns {list(values)[:10]}, and those of X have no names: pass X "
+            "as a DataFrame, or one boolean for each column."
+        )
+    _check_known(values, names, what)
+    return np.isin(np.array(names, dtype=object), list(values))
+
+
+def _check_known(labels, names, what):
+    unknown = [label for label in labels if label not in names]
+    if unknown:
+        close = difflib.get_close_matches(str(unknown[0]), [str(name) for name in names], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"{what} names columns that X does not have: {unknown[:10]}.{hint} X has "
+            f"{list(names)[:20]}."
+        )
 
 
 #: What scikit-learn calls estimators that do not answer with classes.

@@ -4,6 +4,7 @@ from .._shared import export_all as _export_all
 from ..victims._checks import NoGradientError as NoGradientError
 from ..victims.converters import register_converter as register_converter
 from ..victims.resolve import as_victim as as_victim
+from ..victims.space import FeatureSpace as FeatureSpace
 from ..victims.victim import Victim as Victim
 from .base import BaseAttack as BaseAttack
 from .black_box.boundary import BoundaryAttack as BoundaryAttack

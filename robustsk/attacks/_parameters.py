@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from ..victims.space import FeatureSpace
+
 #: The parameters that come first, the shared ones, and what `fit` leaves behind, for docstrings.
 FIRST_PARAMETER = """
     estimator : fitted estimator or torch.nn.Module, default=None
@@ -39,7 +41,13 @@ PARAMETERS = """
         Class to be reached. None means untargeted: away from the true class.
         An array holds one label per sample.
     mask : array-like of bool, default=None
-        Where a feature may change; False freezes it.
+        Where a feature may change; False freezes it. For tables also a list of the names of the
+        columns that may change.
+    space : FeatureSpace, default=None
+        What the columns of a table may become: integers, categories, ranges, relations. An
+        unfitted one learns from the data of `fit`, or from those that are attacked. None means
+        numbers without constraints; of a DataFrame with labels or missing values the numbers are
+        attacked, and all else stays as it is.
     bn_mode : {"eval", "train"}, default="eval"
         How batch normalisation behaves during the attack. Its running
         statistics are left as they were in either case.
@@ -85,6 +93,7 @@ class AttackParametersButNorm(TypedDict, total=False):
     clip: str | Sequence[ArrayLike] | np.ndarray | None
     target: ArrayLike | None
     mask: ArrayLike | None
+    space: FeatureSpace | None
     bn_mode: str
     precision: str | None
     compile: bool | str

@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _check_feature_names, _check_n_features, validate_data
 
 from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
 from .._shared import SharedParameters
 from .._validation import check_batch_size, check_labels, check_sample_shape, learn_bounds
+from ..victims._columns import TableRows, needs_table, restore
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
+from ..victims.space import FeatureSpace
 from ._parameters import ATTRIBUTES, FIRST_PARAMETER, PARAMETERS
 from .objectives import resolve_objective
 from .run import Prepared, in_order_of_columns, perturb_alike, perturb_prepared, prepare, run
@@ -96,6 +98,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         clip: str | Sequence[ArrayLike] | np.ndarray | None = "auto",
         target: ArrayLike | None = None,
         mask: ArrayLike | None = None,
+        space: FeatureSpace | None = None,
         bn_mode: str = "eval",
         precision: str | None = None,
         compile: bool | str = False,
@@ -112,6 +115,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self.clip = clip
         self.target = target
         self.mask = mask
+        self.space = space
         self.bn_mode = bn_mode
         self.precision = precision
         self.compile = compile
@@ -273,7 +277,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         needed = batch.y is None or batch.objective.needs_clean or by_prediction
         if needed and batch.clean_logits is None:
             with torch.no_grad():
-                batch.clean_logits = batch.victim(batch.x)
+                batch.clean_logits = batch.ask(batch.x)
         if batch.y is None:
             batch.y = batch.clean_logits.argmax(1)
         if by_prediction:
@@ -298,6 +302,47 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     def _box(self, bounds):
         return check_clip(self.clip, bounds)
+
+    def _space_of(self, X):
+        """Return the fitted space of what is attacked, None for arrays of numbers without one.
+
+        Parameters
+        ----------
+        X : ndarray, TableRows, Rows or the shape of a sample
+        """
+        if isinstance(X, TableRows):
+            return X.space
+        if self.space is None:
+            return None
+        known = self.space if self.space.__sklearn_is_fitted__() else self._learned_space()
+        if known is None:
+            raise NotFittedError(
+                "space is not fitted, and there is no table to fit it on: call "
+                "space.fit(X_train) first."
+            )
+        return known
+
+    def _learned_space(self):
+        return vars(self).get("space_")
+
+    def _table_rows(self, X):
+        """Return `X` as rows of a table, None where it is an array of numbers without a space.
+
+        Parameters
+        ----------
+        X : object
+            What the user has passed. An unfitted space is fitted on it, unless `fit` has seen
+            training data.
+        """
+        if isinstance(X, TableRows):
+            return X
+        if is_dataset(X) or (self.space is None and not needs_table(X)):
+            return None
+        space = FeatureSpace() if self.space is None else self.space
+        if not space.__sklearn_is_fitted__():
+            learned = self._learned_space()
+            space = clone(space).fit(X) if learned is None else learned
+        return space.encode(X)
 
     def _n_at_a_time(self, X, victim):
         """Return how many of the samples `X` are attacked at a time."""
@@ -353,6 +398,10 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """
         settings = self._resolved()
         settings = settings._in_order(X, settings.estimator)
+        self.__dict__.pop("space_", None)
+        rows = settings._table_rows(X)
+        if rows is not None:
+            return self._fit_table(settings, X, rows)
         if settings.estimator is None:
             if y is None and is_dataset(X):
                 y = dataset_labels(X)
@@ -388,6 +437,27 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         settings._box(None)
         self.clip_bounds_ = learn_bounds(X, victim.is_image)
         self._sample_shape = X.shape[1:]
+        return self
+
+    def _fit_table(self, settings, X, rows):
+        """Learn what the columns of a table may become."""
+        if settings.estimator is None:
+            raise ValueError(
+                f"{type(self).__name__} has no model to attack, and none is made for a table of "
+                "mixed columns: pass a fitted pipeline as `estimator`."
+            )
+        as_victim(
+            settings.estimator,
+            attack=type(self).__name__,
+            access=settings.access,
+            columns=rows.space.columns_,
+        )
+        _check_feature_names(self, X, reset=True)
+        _check_n_features(self, X, reset=True)
+        settings._effective_eps(check_norm(settings.norm, settings.supported_norms), rows.shape[1:])
+        settings._box(None)
+        self.estimator_, self.space_ = settings.estimator, rows.space
+        self._sample_shape = rows.shape[1:]
         return self
 
     def transform(self, X: Any) -> Any:
@@ -445,12 +515,18 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         prepared = self._prepare_own(X, y)
         X_adv, info = prepared.attack.run(prepared)
         prepared.batches.warn(3)
-        return (like(X_adv, X), info) if return_info else like(X_adv, X)
+        X_adv = like(X_adv, X) if prepared.space is None else restore(X_adv, X, prepared.space)
+        return (X_adv, info) if return_info else X_adv
 
     def _prepare_own(self, X, y):
         """Return the run on what the user passes, against the model of this attack."""
         attack = self._resolved()
-        victim = attack._victim()
+        rows = attack._in_order(X)._table_rows(X)
+        victim = attack._victim(None if rows is None else rows.space.columns_)
+        if rows is not None:
+            prepared = attack.prepare(victim, rows, y, original=X)
+            prepared.victim.compare(rows)
+            return prepared
         bounds = attack._known_bounds(victim)
         values = attack._check_X(X, victim)
         prepared = attack.prepare(
@@ -525,14 +601,14 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     prepare, run = prepare, run
     perturb_prepared, perturb_alike = perturb_prepared, perturb_alike
 
-    def _victim(self):
+    def _victim(self, columns=None):
         model = getattr(self, "estimator_", self.estimator)
         if model is None:
             raise NotFittedError(
                 f"This {type(self).__name__} has no model to attack: pass a fitted one as "
                 "`estimator`, or call fit(X, y) to attack a surrogate."
             )
-        return as_victim(model, attack=type(self).__name__, access=self.access)
+        return as_victim(model, attack=type(self).__name__, access=self.access, columns=columns)
 
     def _victim_at_hand(self, model):
         """Return the victim that a model is; the same as last time if it was dear to make."""
@@ -564,7 +640,10 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         if hasattr(attack, "estimator_"):
             return True
         try:
-            attack._known_bounds(attack._victim())
+            if attack.space is None:
+                attack._known_bounds(attack._victim())
+            else:
+                return attack.space.__sklearn_is_fitted__() and attack.estimator is not None
         except (NotFittedError, TypeError):
             return False
         return True

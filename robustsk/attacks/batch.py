@@ -90,6 +90,18 @@ class AttackBatch:
             raise ValueError(f"{name} contains NaN or infinity.")
         return samples
 
+    def ask(self, z, rows=None):
+        """Return the logits at `z`; for a table at the row of its space that `z` stands for.
+
+        Parameters
+        ----------
+        z : torch.Tensor of shape (m, ...)
+        rows : torch.Tensor of shape (m,), optional
+            Samples that they are about; None means one about each, in order.
+        """
+        ball = self.ball if rows is None or not self.ball.is_table else self.ball.select(rows)
+        return self.victim(ball.asked(z))
+
     def value(self, logits):
         """Return the objective, shape (n,)."""
         return self.objective(logits, self.y, self.target, self.clean_logits)
@@ -98,7 +110,7 @@ class AttackBatch:
         """Return logits, objective and its gradient with respect to `z`."""
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            logits = self.victim(z)
+            logits = self.ask(z)
             value = self.value(logits)
             return self.with_gradient(z, logits, value)
 

@@ -46,8 +46,8 @@ class Queries:
         size = max(1, _ELEMENTS_AT_A_TIME // max(1, z[:1].numel()))
         answers = []
         with torch.no_grad():
-            for part in z.split(size):
-                answers.append(self.batch.victim(part))
+            for part, about in zip(z.split(size), rows.split(size), strict=True):
+                answers.append(self.batch.ask(part, about))
         return torch.cat(answers)
 
     def fooled(self, z, rows=None):

@@ -25,12 +25,14 @@ from .._validation import (
     warn_about_radius,
     warn_about_units,
 )
+from ..victims._columns import TableRows
 from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
 from ._graph import graphs_of
 from .batch import AttackBatch
 from .noise import SampleNoise, seeded
+from .table_ball import TableBall
 from .targeting import check_target, encode_target
 from .threat import Ball, check_norm, finite_or, settle
 from .trace import Trace
@@ -51,6 +53,10 @@ class Prepared:
         Zero for features that are frozen.
     lower, upper : ndarray or None
         Valid range, None where there is none.
+    space : FeatureSpace or None
+        What the columns may become where the samples are rows of a table.
+    budgets : ndarray of shape (n_samples,) or None
+        Radius of each row as a share of `eps`, where they differ.
     bounds : tuple of (low, high) or None
         The range for ``clip="auto"``.
     X : ndarray or Rows of shape (n_samples, ...) or None
@@ -73,6 +79,8 @@ class Prepared:
     lower: Any
     upper: Any
     bounds: Any = None
+    space: Any = None
+    budgets: np.ndarray | None = None
     X: np.ndarray | Rows | None = None
     index: np.ndarray | None = None
     target: np.ndarray | None = None
@@ -81,8 +89,13 @@ class Prepared:
     is_checked: bool = True
     _limits: dict = field(default_factory=dict, repr=False)
 
-    def ball(self, x):
+    def ball(self, x, rows=None):
         """Return the points that may be reached from each sample of a batch of tensors."""
+        if self.space is not None:
+            budgets = self.budgets
+            if budgets is not None and rows is not None:
+                budgets = budgets[rows]
+            return TableBall(x, self.norm, self.eps, self.space, self.lower, self.upper, budgets)
         kind = x.dtype, x.device
         if kind not in self._limits:
             held = float, torch.Tensor
@@ -118,7 +131,7 @@ class Prepared:
             x=x,
             y=y,
             target=None,
-            ball=self.ball(x),
+            ball=self.ball(x, rows),
             objective=attack._resolve_objective(objective),
             noise=SampleNoise(x, seed),
             **known,
@@ -138,11 +151,13 @@ class Prepared:
         y = None if self.index is None else torch.from_numpy(self.index[rows]).to(x.device)
         return clean, self.batch(seen, x, y, rows=rows, keep=keep)
 
-    def settle(self, z, x, clean):
+    def settle(self, z, x, clean, rows=None):
         """Round what was found for `x` into ball and range in the precision of the user's data."""
         exact = z.cpu()
         if z.dtype != clean.dtype:
             exact = clean + (z - x).cpu().to(clean.dtype)
+        if self.space is not None:
+            return self.ball(clean, rows).settle(exact)
         return settle(exact, clean, self.norm, self.eps, self.lower, self.upper)
 
     def seeded(self):
@@ -163,9 +178,13 @@ class Prepared:
         return replace(
             self,
             X=take(self.X, rows) if X is None else X,
+            budgets=None if self.budgets is None else self.budgets[rows],
             index=None if self.index is None else self.index[rows],
             target=None if self.target is None else self.target[rows],
         )
+
+    def _inward(self, eps):
+        return eps if self.space is None else self.space.columns_.inward(eps)
 
     def by(self, attack, **settled):
         """Return the run of another attack on the same samples, in the same range.
@@ -178,7 +197,7 @@ class Prepared:
         """
         attack = attack._resolved()
         norm = check_norm(attack.norm, attack.supported_norms)
-        eps = attack._effective_eps(norm, self.X.shape[1:])
+        eps = self._inward(attack._effective_eps(norm, self.X.shape[1:]))
         if "seed" not in settled:
             settled["seed"] = attack._draw_seed()
         return replace(self, attack=attack, norm=norm, eps=eps, _limits={}, **settled)
@@ -186,7 +205,7 @@ class Prepared:
     def resized(self, eps):
         """Return the run with another radius."""
         attack = self.attack._with(eps=eps)
-        eps = attack._effective_eps(self.norm, self.X.shape[1:])
+        eps = self._inward(attack._effective_eps(self.norm, self.X.shape[1:]))
         return replace(self, attack=attack, eps=eps, _limits={})
 
 
@@ -254,19 +273,25 @@ def prepare(
     Prepared
     """
     attack = attack._resolved()._in_order(original, model)
-    victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
+    space = attack._space_of(X)
+    columns = X.space.columns_ if isinstance(X, TableRows) else None
+    victim = as_victim(model, attack=type(attack).__name__, access=attack.access, columns=columns)
     shape = X if isinstance(X, tuple) else X.shape[1:]
     norm = check_norm(attack.norm, attack.supported_norms)
+    attack, budgets = _split_budgets(attack, space, X)
     eps = attack._effective_eps(norm, shape)
     lower, upper = attack._box(bounds)
+    if columns is not None:
+        eps = columns.inward(eps)
+        lower, upper = (v if v is None else columns.inward(v) for v in (lower, upper))
     if isinstance(X, tuple):
-        return Prepared(attack, victim, norm, eps, lower, upper, bounds)
+        return Prepared(attack, victim, norm, eps, lower, upper, bounds, space)
     victim = victim.to(None if attack.device in ("auto", None) else attack.device)
     if is_meant:
         _warn_about_scale(attack, X, X if original is None else original, norm, eps, lower, upper)
-    prepared = Prepared(attack, victim, norm, eps, lower, upper, bounds, X)
+    prepared = Prepared(attack, victim, norm, eps, lower, upper, bounds, space, budgets, X)
     prepared.is_checked = isinstance(attack.clip, str) or not (in_parts and isinstance(X, Rows))
-    if prepared.is_checked and not isinstance(attack.clip, str):
+    if prepared.is_checked and not isinstance(attack.clip, str) and space is None:
         check_range(X, lower, upper)
     prepared.batches = Batches(attack._n_at_a_time(X, victim)) if batches is None else batches
     if y is not None:
@@ -291,7 +316,23 @@ def prepare(
     return prepared
 
 
+def _split_budgets(attack, space, X):
+    """Return the attack with one radius, and the share of it that each row has, None if all."""
+    if space is None or np.ndim(attack.eps) != 2 or hasattr(attack.eps, "columns"):
+        return attack, None
+    budgets = np.asarray(attack.eps, dtype=np.float64)
+    if isinstance(X, tuple) or budgets.shape != (len(X), 1) or np.any(~(budgets >= 0)):
+        raise ValueError(
+            f"eps has shape {budgets.shape}: give one number, one for each column, or one for each "
+            "row in shape (n_samples, 1), none of them negative."
+        )
+    most = float(budgets.max())
+    return attack._with(eps=most), budgets[:, 0] / most if most else budgets[:, 0]
+
+
 def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
+    if isinstance(X, TableRows):
+        return  # units are those of the space
     if warn_about_units(original, eps, stacklevel=6):
         return
     if not attack.minimal:  # whose radius is only where the search ends
@@ -410,7 +451,7 @@ def run(attack, prepared, keep="worst"):
                     z = _perturb(attack, prepared, seen, rows, batch)
                 else:
                     z = attack._attack_batch(batch).detach()
-                settled = prepared.settle(z, batch.x, clean)
+                settled = prepared.settle(z, batch.x, clean, rows)
                 _note(info, rows, batch.info, len(X))
                 # asking again would cost more than was allowed
                 if keep != "last" and not attack._asks_only:
@@ -433,7 +474,7 @@ def _attack_again(prepared, itself, rows, info):
     _note(info, rows, batch.info, len(prepared.X))
     for name, count in counts.items():
         info[name][rows] += count
-    return prepared.settle(z, batch.x, clean)
+    return prepared.settle(z, batch.x, clean, rows)
 
 
 def _perturb(attack, prepared, seen, rows, batch):

@@ -306,6 +306,9 @@ class Ball:
         The box, cut with the ball if the norm is inf.
     """
 
+    #: Whether it is about rows of a table, which may not be all that lies in it.
+    is_table = False
+
     def __init__(self, x, norm, eps, lower=None, upper=None):
         self.x = x
         self.norm = norm
@@ -334,13 +337,17 @@ class Ball:
 
     def select(self, index):
         """Return the ball around the samples in `index` only."""
-        other = object.__new__(Ball)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.x = self.x[index]
         for name in ("low", "high", "lower", "upper"):
             bound = getattr(self, name)
             setattr(other, name, None if bound is None else bound[index])
         return other
+
+    def asked(self, z):
+        """Return what a model is asked about at `z`."""
+        return z
 
     def distance(self, z):
         """Return how far `z` is from the samples, shape (n,); the ball ends at `radius`."""

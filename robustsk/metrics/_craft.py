@@ -7,6 +7,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, check_one_input, dataset_labels, is_dataset
 from .._validation import check_labels, encode_labels, learn_bounds
+from ..victims._columns import TableRows
 from ..victims.ensemble import join_victims
 from ..victims.resolve import as_victim, members_as_victims
 from ..victims.victim import Victim
@@ -66,8 +67,9 @@ def prepared(attack, model, values, y_true, X, **known):
     Prepared
     """
     attack = attack._resolved()
-    victim = as_victim(model, attack=type(attack).__name__, access=attack.access)
-    bounds = valid_range(attack, victim, values)
+    columns = values.space.columns_ if isinstance(values, TableRows) else None
+    victim = as_victim(model, attack=type(attack).__name__, access=attack.access, columns=columns)
+    bounds = None if columns is not None else valid_range(attack, victim, values)
     return attack.prepare(victim, values, y_true, bounds=bounds, original=X, **known)
 
 

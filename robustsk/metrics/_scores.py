@@ -26,6 +26,7 @@ from .._validation import check_classifies, check_labels
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
 from ..victims._checks import no_answer
+from ..victims._columns import TableRows, restore
 from ..victims._outputs import predicted_class
 from ..victims._own_predict import own_predict_of
 from ..victims.victim import Victim
@@ -125,6 +126,10 @@ def _prepare(estimator, X, y, attack):
         y = dataset_labels(X)
     check_one_input(X, y)
     y_true = column_or_1d(check_labels(y))
+    values = attack._resolved()._in_order(X, estimator)._table_rows(X)
+    if values is not None:
+        check_consistent_length(values, y_true)
+        return prepared(attack, estimator, values, y_true, X), y_true
     values = check_rows(X)
     check_consistent_length(values, y_true)
     if values.shape[1] != getattr(estimator, "n_features_in_", values.shape[1]):
@@ -156,6 +161,8 @@ def play(run, estimator, X, y_true, keep_samples=False):
         y_pred = predicted_index(estimator, victim, values, X, batches)
     correct = np.flatnonzero(y_pred == y_true)
     X_adv = copy_of(values) if keep_samples else None
+    if keep_samples and run.space is not None:
+        X_adv = np.array(values)
     y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0
     run = run.take(correct)
     # the worst case over several attacks is theirs to keep
@@ -166,6 +173,8 @@ def play(run, estimator, X, y_true, keep_samples=False):
         found, reported = attack.run(run if whole else run.take(part, run.X[part]), keep="first")
         n_forward += victim.calls.forward - before.forward
         n_backward += victim.calls.backward - before.backward
+        if run.space is not None:
+            found = TableRows(found, run.space)
         with run.seeded():
             labels = predicted_index(estimator, victim, found, X, batches, True)
         # one that is nobody's may not fit among the others
@@ -179,6 +188,8 @@ def play(run, estimator, X, y_true, keep_samples=False):
                     info[name] = np.zeros(shape, dtype=values_of.dtype)
                 info[name][rows] = values_of
     batches.warn()
+    if keep_samples and run.space is not None:
+        X_adv = restore(X_adv, X, run.space)
     return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv, info, n_forward, n_backward)
 
 

@@ -56,7 +56,7 @@ class FirstLook:
     def __init__(self, victim, X):
         self._source, self._most = X, MANY if victim.is_compared else FEW
         self.rows = few_rows(X, self._most)
-        self.values = np.asarray(X[self.rows])
+        self.values = np.asanyarray(X[self.rows])
         parts = []
         with GeneratorState.present(victim.device).watched() as has_drawn:
             try:

@@ -10,6 +10,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
 
 from ._checks import no_answer, several_labels
+from ._columns import TableRows
 from .nets import is_net, precision_of, predicts_like
 
 
@@ -33,6 +34,11 @@ def own_predict_of(model):
 
 
 def _of_estimator(estimator, X, columns=None):
+    if isinstance(X, TableRows):
+        if X.space.columns_.has_names:
+            return _one_label(np.asarray(estimator.predict(X.table)), estimator)
+        X = X.table
+        columns = getattr(estimator, "feature_names_in_", None)
     if columns is not None and X.ndim == 2 and hasattr(estimator, "feature_names_in_"):
         with suppress(ImportError):  # other frames come without pandas
             import pandas as pd
@@ -42,6 +48,8 @@ def _of_estimator(estimator, X, columns=None):
 
 
 def _of_net(net, X, columns=None):
+    if isinstance(X, TableRows):
+        X = X.space.columns_.numbers(X)
     dtype = precision_of(net)
     if dtype is not None:
         X = X.astype(dtype, copy=False)

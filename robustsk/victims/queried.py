@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import _ovr_decision_function
 from torch import nn
 
 from ._checks import ASK_FOR_LABELS, several_labels
+from ._columns import columns_read
 from .victim import Victim
 
 _SMALLEST_PROBABILITY = 1e-12
@@ -50,11 +51,16 @@ class _Asked(nn.Module):
         super().__init__()
         self.estimator = estimator
         self.columns = getattr(estimator, "feature_names_in_", None)
+        self.table = columns_read()
 
     def rows(self, x):
         """Return a batch of tensors as the estimator wants it."""
         values = x.detach().cpu().numpy()
-        if self.dtype is not None:
+        if self.table is not None and self.table.has_names:
+            return self.table.frame(values)
+        if self.table is not None:
+            values = self.table.frame(values)
+        if self.dtype is not None and self.table is None:
             values = values.astype(self.dtype, copy=False)
         if self.columns is not None and values.ndim == 2:
             import pandas as pd

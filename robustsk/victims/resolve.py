@@ -24,6 +24,7 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 
 from .._validation import check_classifies
+from ._columns import reading
 from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
@@ -41,6 +42,7 @@ def as_victim(
     attack: str | None = None,
     access: str = "gradients",
     classes: ArrayLike | None = None,
+    columns: Any = None,
 ) -> Victim:
     """Return the :class:`Victim` that `model` is.
 
@@ -64,6 +66,9 @@ def as_victim(
         classes only as 0, 1, 2, ..., or all labels that a model with `predict`
         and without `classes_` may answer. The victim takes the place of the
         model wherever one is attacked.
+    columns : Columns, optional
+        Those of the table that the model is asked about, of which the victim takes the rows as
+        numbers; see :meth:`robustsk.FeatureSpace.encode`.
 
     Returns
     -------
@@ -94,7 +99,11 @@ def as_victim(
     if classes is not None:
         return _told(model, classes, attack)
     check_classifies(model)
-    victim = _victim(model, attack, access)
+    if columns is None:
+        victim = _victim(model, attack, access)
+    else:
+        with reading(columns):
+            victim = _victim(model, attack, access)
     if not isinstance(model, (Victim, nn.Module, list, tuple, dict)):
         # what is asked for labels is asked for those of `predict`
         victim.own_predict = None if _is_asked_for_labels(victim) else own_predict_of(model)

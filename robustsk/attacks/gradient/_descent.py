@@ -132,7 +132,7 @@ def _advanced(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
     """Take all steps; return the last iterates, that they do not count as successes, and values."""
     z = _advance(batch, z, n_steps, step_size, momentum)
     with torch.no_grad():
-        value = batch.value(batch.victim(z)).to(z.dtype)
+        value = batch.value(batch.ask(z)).to(z.dtype)
     return z, torch.zeros(len(z), dtype=torch.bool, device=z.device), value
 
 
@@ -170,7 +170,7 @@ def _tracked(batch, z, n_samples, has_moved, n_steps, step_size, momentum):
     if len(alive) == 0:
         return result, hit, value
     with torch.no_grad():
-        logits = batch.victim(z)
+        logits = batch.ask(z)
         value[alive] = batch.value(logits).to(value)
     now = batch.fooled(logits)
     # an iterate that fools is never given up for a later one that does not
@@ -192,7 +192,7 @@ def keep_clean_errors(batch, result, hit):
     logits = clean.clean_logits
     if logits is None:
         with torch.no_grad():
-            logits = clean.victim(clean.x)
+            logits = clean.ask(clean.x)
     wrong = clean.fooled(logits)
     result[missed[wrong]] = clean.x[wrong]
     hit[missed[wrong]] = True
@@ -284,7 +284,7 @@ def walk(batch, z, *, n_steps, advance, patience=None, stop=None):
         result[rows] = z
     elif len(rows):
         with torch.no_grad():
-            fooled = batch.fooled(batch.victim(z))
+            fooled = batch.fooled(batch.ask(z))
         take = fooled | (n_fooled[rows] == 0)
         result[rows[take]] = z[take]
         n_fooled[rows] += fooled

@@ -102,7 +102,7 @@ class MarginPGD(BaseGradientAttack):
             z = batch.ball.ascend(z, gradient, size)
         else:
             with torch.no_grad():
-                self._keep(batch, z, batch.victim(z), alive, result, best)
+                self._keep(batch, z, batch.ask(z), alive, result, best)
         return result
 
     @staticmethod
@@ -114,7 +114,7 @@ class MarginPGD(BaseGradientAttack):
     def _directions(self, batch, z):
         """Draw what to ascend: random logits, less of the true class, more of one other."""
         with torch.no_grad():
-            logits = batch.victim(z)
+            logits = batch.ask(z)
         n_classes = logits.shape[1]
         weights = 2 * batch.noise.uniform(Stream.STEP + self.stream, (n_classes,)).to(logits) - 1
         own = 0.6 * batch.noise.scalar(Stream.START + self.stream).to(logits) - 0.5

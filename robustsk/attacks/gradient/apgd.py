@@ -181,7 +181,7 @@ class APGD(BaseGradientAttack):
         clean, is_dlr = batch.clean_logits, batch.objective is OBJECTIVES["dlr"]
         if clean is None and (several or is_dlr or batch.keep == "worst"):
             with torch.no_grad():
-                clean = batch.victim(batch.x)
+                clean = batch.ask(batch.x)
         wrong = torch.zeros(len(batch.x), dtype=torch.bool, device=batch.x.device)
         if clean is not None and batch.keep != "last":
             wrong = batch.fooled(clean)
@@ -278,7 +278,7 @@ def _climb(batch, z, n_samples, n_steps, kind, option):
             logits, value, gradient = batch.value_and_gradient(z)
         else:
             with torch.no_grad():
-                logits = batch.victim(z)
+                logits = batch.ask(z)
                 value, gradient = batch.value(logits), None
         if step == 0:
             path = kind(batch.ball, z, logits, value, gradient, n_steps, option)

@@ -131,7 +131,7 @@ class FeatureScatter(BaseAttack):
         clean = batch.clean_logits
         if clean is None:
             with torch.no_grad():
-                clean = batch.victim(batch.x)
+                clean = batch.ask(batch.x)
         start = check_start(self.random_start)
         z = batch.ball.random_start(
             start, batch.noise, Stream.START, check_length(self.start_std, "start_std")
@@ -147,7 +147,7 @@ class FeatureScatter(BaseAttack):
         if hit is None:
             return z
         with torch.no_grad():
-            self._remember(batch, result, hit, z, batch.victim(z))
+            self._remember(batch, result, hit, z, batch.ask(z))
         return torch.where(column(hit, z), result, z)
 
     def _remember(self, batch, result, hit, z, logits):
@@ -161,7 +161,7 @@ class FeatureScatter(BaseAttack):
         """Return logits, contributions to the distance and its gradient."""
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            logits = batch.victim(z)
+            logits = batch.ask(z)
             cost = cosine_cost(clean, logits)
             with torch.set_grad_enabled(not self.detach_plan):
                 plan = transport_plan(

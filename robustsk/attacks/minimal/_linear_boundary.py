@@ -40,7 +40,7 @@ def nearest_boundary(batch, z, candidates):
     """
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        logits = batch.victim(z)
+        logits = batch.ask(z)
         if not logits.requires_grad:
             raise ValueError(
                 f"No gradient reaches the input of {batch.victim.name}: is something detached or "

@@ -96,7 +96,7 @@ class Aim:
 
     def __init__(self, batch):
         with torch.no_grad():
-            logits = batch.victim(batch.x)
+            logits = batch.ask(batch.x)
         others = logits.scatter(1, batch.y[:, None], -torch.inf)
         self._order = others.argsort(dim=1, descending=True, stable=True)[:, :-1]
         self._failures = torch.zeros_like(batch.y)

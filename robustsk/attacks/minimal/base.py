@@ -95,7 +95,7 @@ class BaseMinimalAttack(BaseAttack):
 
     def _attack_batch(self, batch):
         with torch.no_grad():
-            todo = (~batch.fooled(batch.victim(batch.x))).nonzero()[:, 0]
+            todo = (~batch.fooled(batch.ask(batch.x))).nonzero()[:, 0]
         result = batch.x.clone()
         batch.info["distance"] = torch.zeros(len(result), dtype=result.dtype).to(result.device)
         if len(todo):

@@ -105,7 +105,7 @@ class DeepFool(BaseMinimalAttack):
         n_steps = check_count(self.n_steps, "n_steps")
         stretch = 1.0 + check_length(self.overshoot, "overshoot")
         with torch.no_grad():
-            candidates = wrong_classes(batch.victim(batch.x), batch.y)
+            candidates = wrong_classes(batch.ask(batch.x), batch.y)
         if self.n_candidates is not None:
             candidates = candidates[:, : check_count(self.n_candidates, "n_candidates")]
         rows = torch.arange(len(batch.x), device=batch.x.device)
@@ -129,7 +129,7 @@ class DeepFool(BaseMinimalAttack):
             u = torch.clamp(stretch * moved, low, high)
             z = from_unit(batch.ball, u)
         with torch.no_grad():
-            closest.update(z, batch.fooled(batch.victim(z)), rows)
+            closest.update(z, batch.fooled(batch.ask(z)), rows)
 
 
 @torch.no_grad()
@@ -140,11 +140,11 @@ def _pull_back(batch, closest, rows, n_steps, stretch):
     for _ in range(n_steps):
         middle = (least + most) / 2
         z = batch.x + column(middle, found) * found
-        fooled = batch.fooled(batch.victim(z))
+        fooled = batch.fooled(batch.ask(z))
         least, most = torch.where(fooled, least, middle), torch.where(fooled, middle, most)
     if n_steps:
         z = batch.x + column((stretch * most).clamp_max(1.0), found) * found
-        closest.update(z, batch.fooled(batch.victim(z)), rows)
+        closest.update(z, batch.fooled(batch.ask(z)), rows)
 
 
 def _step(u, w, height, low, high, norm):

@@ -128,7 +128,7 @@ class FAB(BaseMinimalAttack):
         check_share(self.eta, "eta", 2)
         check_share(self.beta, "beta", 1)
         with torch.no_grad():
-            others = wrong_classes(batch.victim(batch.x), batch.y)
+            others = wrong_classes(batch.ask(batch.x), batch.y)
         if self.n_targets is None or batch.target is not None:
             runs = [others]
         else:
@@ -185,7 +185,7 @@ class FAB(BaseMinimalAttack):
             z = from_unit(batch.ball, u)
         else:
             with torch.no_grad():
-                closest.update(z, batch.fooled(batch.victim(z)), rows)
+                closest.update(z, batch.fooled(batch.ask(z)), rows)
 
     def _advance(self, u, w, base, low, high, norm):
         """Step towards the planes ``w @ v + base = 0`` with a bias towards the samples."""
@@ -213,6 +213,6 @@ class FAB(BaseMinimalAttack):
             middle = (near + far) / 2
             z = batch.ball.clamp(batch.x + column(middle, delta) * delta)
             with torch.no_grad():
-                fooled = batch.fooled(batch.victim(z))
+                fooled = batch.fooled(batch.ask(z))
             closest.update(z, fooled, rows)
             near, far = torch.where(fooled, near, middle), torch.where(fooled, middle, far)

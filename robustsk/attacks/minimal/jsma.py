@@ -147,7 +147,7 @@ class JSMA(BaseMinimalAttack):
         """Return logits and how features raise the target, lower the others and beat the best."""
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            logits = batch.victim(z)
+            logits = batch.ask(z)
             goal = batch.target
             if goal is None:
                 goal = logits.detach().scatter(1, batch.y[:, None], -torch.inf).argmax(1)

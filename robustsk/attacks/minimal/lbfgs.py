@@ -210,7 +210,7 @@ class LBFGS(BaseMinimalAttack):
             middle = (inside + outside) / 2
             z = part.ball.clamp(part.x + column(middle, way) * way)
             with torch.no_grad():
-                fooled = part.fooled(part.victim(z))
+                fooled = part.fooled(part.ask(z))
             closest.update(z, fooled, rows)
             outside = torch.where(fooled, middle, outside)
             inside = torch.where(fooled, inside, middle)

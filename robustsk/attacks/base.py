@@ -17,23 +17,24 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin, clone
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_feature_names, _check_n_features, validate_data
+from sklearn.utils.validation import validate_data
 
 from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
 from .._shared import SharedParameters
 from .._validation import check_batch_size, check_labels, check_sample_shape, learn_bounds
-from ..victims._columns import TableRows, needs_table, restore
+from ..victims._columns import restore
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
 from ..victims.space import FeatureSpace
 from ._parameters import ATTRIBUTES, FIRST_PARAMETER, PARAMETERS
+from ._rows import fit_table, space_of, table_rows
 from .objectives import resolve_objective
 from .run import Prepared, in_order_of_columns, perturb_alike, perturb_prepared, prepare, run
 from .targeting import BY_PREDICTION, choose_target, encode_target
@@ -303,47 +304,6 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     def _box(self, bounds):
         return check_clip(self.clip, bounds)
 
-    def _space_of(self, X):
-        """Return the fitted space of what is attacked, None for arrays of numbers without one.
-
-        Parameters
-        ----------
-        X : ndarray, TableRows, Rows or the shape of a sample
-        """
-        if isinstance(X, TableRows):
-            return X.space
-        if self.space is None:
-            return None
-        known = self.space if self.space.__sklearn_is_fitted__() else self._learned_space()
-        if known is None:
-            raise NotFittedError(
-                "space is not fitted, and there is no table to fit it on: call "
-                "space.fit(X_train) first."
-            )
-        return known
-
-    def _learned_space(self):
-        return vars(self).get("space_")
-
-    def _table_rows(self, X):
-        """Return `X` as rows of a table, None where it is an array of numbers without a space.
-
-        Parameters
-        ----------
-        X : object
-            What the user has passed. An unfitted space is fitted on it, unless `fit` has seen
-            training data.
-        """
-        if isinstance(X, TableRows):
-            return X
-        if is_dataset(X) or (self.space is None and not needs_table(X)):
-            return None
-        space = FeatureSpace() if self.space is None else self.space
-        if not space.__sklearn_is_fitted__():
-            learned = self._learned_space()
-            space = clone(space).fit(X) if learned is None else learned
-        return space.encode(X)
-
     def _n_at_a_time(self, X, victim):
         """Return how many of the samples `X` are attacked at a time."""
         return check_batch_size(self.batch_size, X, victim.is_image)
@@ -401,7 +361,7 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         self.__dict__.pop("space_", None)
         rows = settings._table_rows(X)
         if rows is not None:
-            return self._fit_table(settings, X, rows)
+            return self._fit_table(settings, rows, X)
         if settings.estimator is None:
             if y is None and is_dataset(X):
                 y = dataset_labels(X)
@@ -437,27 +397,6 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         settings._box(None)
         self.clip_bounds_ = learn_bounds(X, victim.is_image)
         self._sample_shape = X.shape[1:]
-        return self
-
-    def _fit_table(self, settings, X, rows):
-        """Learn what the columns of a table may become."""
-        if settings.estimator is None:
-            raise ValueError(
-                f"{type(self).__name__} has no model to attack, and none is made for a table of "
-                "mixed columns: pass a fitted pipeline as `estimator`."
-            )
-        as_victim(
-            settings.estimator,
-            attack=type(self).__name__,
-            access=settings.access,
-            columns=rows.space.columns_,
-        )
-        _check_feature_names(self, X, reset=True)
-        _check_n_features(self, X, reset=True)
-        settings._effective_eps(check_norm(settings.norm, settings.supported_norms), rows.shape[1:])
-        settings._box(None)
-        self.estimator_, self.space_ = settings.estimator, rows.space
-        self._sample_shape = rows.shape[1:]
         return self
 
     def transform(self, X: Any) -> Any:
@@ -596,6 +535,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     #: Bring what has names into the order of the columns.
     _in_order = in_order_of_columns
+    #: What a table is made of, and what its columns may become.
+    _space_of, _table_rows, _fit_table = space_of, table_rows, fit_table
     #: Settle everything before the first question, and attack samples or a batch of tensors: what
     #: all other methods call.
     prepare, run = prepare, run

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .._tensors import column, flat
-from ..victims._columns import is_missing
+from ..victims._frames import is_missing
 from .threat import Ball, project_l1_box
 
 #: How far beyond a limit something may be by rounding, relative to the limit.
@@ -18,8 +18,8 @@ _FREE = 1e30
 class TableBall(Ball):
     """The rows that may be reached from each row of a batch.
 
-    Attacks walk through numbers as if there were no grid (`project`); what they ask the model about,
-    and what they return, is one of the rows of the space (`settle`).
+    Attacks walk through numbers as if there were no grid (`project`); what they ask the model
+    about, and what they return, is one of the rows of the space (`settle`).
 
     Parameters
     ----------
@@ -59,10 +59,10 @@ class TableBall(Ball):
             locked = locked | (flat(eps[None]) == 0)
         locked = locked | self._constants.is_locked
         self.invalid = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        if space.relations_ is not None and len(x):
+        if space.limits_.relations is not None and len(x):
             held = np.array(table.cpu().double())
             held[is_missing(held)] = np.nan
-            self.invalid = torch.from_numpy(~space.relations_.holds(held)).to(x.device)
+            self.invalid = torch.from_numpy(~space.limits_.relations.holds(held)).to(x.device)
         self._locked = locked | self.invalid[:, None]
 
     def _measure(self, x, eps, budgets):
@@ -169,7 +169,7 @@ class TableBall(Ball):
         """
         values = flat(z)
         result = self._settled(values)
-        relations = self.space.relations_
+        relations = self.space.limits_.relations
         if relations is not None and len(z):
             result = self._repaired(result, relations)
         return result.reshape(z.shape)
@@ -195,7 +195,9 @@ class TableBall(Ball):
         proposed = np.array(result.cpu().double())
         proposed[lost] = np.nan
         free = ~(self._locked | ~(self._constants.is_number)).cpu().numpy()
-        repaired = relations.repair(clean, proposed, project, self._constants.is_integer, free)
+        repaired = relations.repair(
+            clean, proposed, project, self._constants.is_integer.cpu().numpy(), free
+        )
         return torch.where(torch.as_tensor(lost).to(x.device), x, torch.as_tensor(repaired).to(x))
 
     def _switch(self, values):
@@ -248,7 +250,7 @@ class TableBall(Ball):
         return result, spent, changed
 
     def _nearest(self, number, known, values):
-        """Return the category closest to each value, and its cost; NaN where it is the clean one."""
+        """Return the category closest to each value, and its cost, NaN where nothing changes."""
         x = flat(self.x)[:, number]
         stays = torch.full_like(x, torch.nan)
         if known is None or len(known) == 0:
@@ -287,7 +289,7 @@ class TableBall(Ball):
         return cost.square() if self.norm == 2 else torch.zeros_like(cost)
 
     def _budget(self):
-        """What may be spent, to the power of the norm."""
+        """Return what may be spent, to the power of the norm."""
         if self.norm in (np.inf, 1.0):
             return self.radius
         return self.radius**2 if self.norm == 2 else np.inf
@@ -354,7 +356,7 @@ class TableBall(Ball):
             count = torch.where(gridded, count, 0.0)
             if self.norm not in (np.inf, 0):
                 count = self._fewer(count, step, values, spent)
-            on = torch.where(c.is_integer_tensor, (x + count * step).round(), x + count * step)
+            on = torch.where(c.is_integer, (x + count * step).round(), x + count * step)
             on = torch.where(count == 0, x, on)
             moves = gridded & c.is_number & ~self._locked
             values = torch.where(moves, on, values)
@@ -399,35 +401,34 @@ class _Constants:
 
     def __init__(self, space, table):
         kind = {"dtype": table.dtype, "device": table.device}
+        limits = space.limits_
 
         def tensor(values, dtype=None):
-            values = torch.as_tensor(np.array(values))
-            return values.to(table.device, dtype or table.dtype)
+            return torch.as_tensor(np.array(values)).to(table.device, dtype or table.dtype)
 
-        self.is_number = tensor(space._is_number, torch.bool)
-        self.unit = tensor(space._unit)
-        self.up, self.down = tensor(space._up), tensor(space._down)
-        self.low, self.high = tensor(space._low), tensor(space._high)
-        self.own = tensor(space._own, torch.bool)
-        self.direction = tensor(space._direction)
-        self.step = tensor(space._step)
-        self.is_integer = np.asarray(space._kind == "integer")
-        self.is_integer_tensor = tensor(self.is_integer, torch.bool)
-        locked = space._immutable | (space._kind == "frozen")
+        self.is_number = tensor(limits.is_number, torch.bool)
+        self.is_integer = tensor(limits.kind == "integer", torch.bool)
+        self.unit = tensor(limits.unit)
+        self.up, self.down = tensor(limits.up), tensor(limits.down)
+        self.low, self.high = tensor(limits.low), tensor(limits.high)
+        self.own = tensor(limits.own, torch.bool)
+        self.direction = tensor(limits.direction)
+        self.step = tensor(limits.step)
+        locked = limits.is_immutable | (limits.kind == "frozen")
         if space.max_changes == 0:
-            locked = locked | ~space._is_number
+            locked = locked | ~limits.is_number
         self.is_locked = tensor(locked, torch.bool)
         self.known, self.switch = {}, {}
-        for number, values in enumerate(space._values):
+        for number, values in enumerate(limits.values):
             if values is not None:
+                values, costs = _categories(space, number)
                 self.known[number] = tensor(values)
-                table_of = space._switch[number]
-                self.switch[number] = None if table_of is None else tensor(table_of)
+                self.switch[number] = None if costs is None else tensor(costs)
         self.groups = [
-            (tensor(places, torch.int64), flag, torch.tensor(cost, **kind))
-            for (places, flag), cost in zip(space._groups, space._group_cost, strict=True)
+            (tensor(places, torch.int64), may_be_empty, torch.tensor(cost, **kind))
+            for (places, may_be_empty), cost in zip(limits.groups, limits.group_costs, strict=True)
         ]
-        single = np.array([c.is_single for c in space.columns_.columns]) & space._is_number
+        single = np.array([c.is_single for c in space.columns_.columns]) & limits.is_number
         self.single = tensor(single, torch.bool) if single.any() else None
 
     @classmethod
@@ -438,3 +439,20 @@ class _Constants:
         if key not in kept:
             kept[key] = cls(space, table)
         return kept[key]
+
+
+def _categories(space, number):
+    """Return the numbers of the categories of a column, and what changes between them cost."""
+    known = space.columns_.columns[number]
+    values, costs = space.limits_.values[number], space.limits_.switch[number]
+    if not known.is_coded:
+        return values, costs
+    if space.missing == "allowed" and known.has_missing:
+        values = np.append(values, known.n_values - 1.0)
+        costs = None if costs is None else np.pad(costs, (0, 1), constant_values=np.max(costs))
+    forbidden = [not known.admits(int(value)) for value in values]
+    if any(forbidden):
+        costs = np.zeros((len(values),) * 2) if costs is None else costs
+        # for which the table has no room
+        costs = np.where(forbidden, np.inf, costs)
+    return values, costs

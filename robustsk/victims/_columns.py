@@ -8,106 +8,13 @@ stay what they are; what is missing is one number more. :class:`Columns` knows b
 from __future__ import annotations
 
 import contextvars
-import copy
-import sys
-import warnings
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from .._containers import to_array
-
-#: What stands for a number that is missing: so large that no step away from it is one.
-MISSING = 1e100
-#: What is as large as that is missing.
-_LEAST_MISSING = 1e99
-#: Integers beyond it are not all floating-point numbers.
-_LARGEST_INTEGER = 2**53
-
-
-class NumberColumn:
-    """A column of numbers.
-
-    Parameters
-    ----------
-    dtype : dtype
-        As the table has it; of NumPy, pandas or polars.
-    is_integer : bool
-    is_single : bool
-        Whether its numbers are in single precision.
-    has_missing : bool
-    """
-
-    is_coded = is_opaque = is_ordered = False
-
-    def __init__(self, dtype, is_integer, is_single, has_missing):
-        self.dtype, self.is_integer, self.is_single = dtype, is_integer, is_single
-        self.has_missing = has_missing
-
-    def numbers(self, values):
-        """Return values as they come, floating or missing, as they are counted here."""
-        numbers = np.asarray(values, dtype=np.float64)
-        return np.where(np.isnan(numbers), MISSING, numbers)
-
-    def joined(self, other):
-        """Return the column that holds the values of another one as well."""
-        joined = copy.copy(other)
-        joined.has_missing = self.has_missing or other.has_missing
-        return joined
-
-
-class LabelColumn:
-    """A column of labels, which are numbered.
-
-    Parameters
-    ----------
-    labels : list
-        All values but that which is missing, in their order.
-    dtype : dtype
-        As the table has it.
-    missing : object or None
-        What is missing looks like this in the table; has the last number.
-    has_missing : bool
-    is_ordered : bool, default=False
-    is_opaque : bool, default=False
-        Whether they are no labels but something that nobody can change sensibly.
-    """
-
-    is_coded, is_integer, is_single = True, False, False
-
-    def __init__(
-        self, labels, dtype, missing=None, has_missing=False, is_ordered=False, is_opaque=False
-    ):
-        self.labels, self.dtype = list(labels), dtype
-        self.missing, self.has_missing = missing, has_missing
-        self.is_ordered, self.is_opaque = is_ordered, is_opaque
-
-    @property
-    def n_values(self):
-        """How many numbers there are, that of what is missing included."""
-        return len(self.labels) + self.has_missing
-
-    def numbers(self, values, is_missing):
-        """Return the numbers of labels."""
-        place = {label: number for number, label in enumerate(self.labels)}
-        found = np.full(len(values), float(len(self.labels)))
-        for row in np.flatnonzero(~is_missing):
-            found[row] = place[values[row]]
-        return found
-
-    def joined(self, other):
-        """Return the column that holds the values of another one as well, which come last."""
-        joined = copy.copy(other)
-        known = set(self.labels)
-        joined.labels = self.labels + [label for label in other.labels if label not in known]
-        joined.has_missing = self.has_missing or other.has_missing
-        return joined
-
-    def admits(self, label):
-        """Return whether the dtype of the table has room for a label."""
-        categories = getattr(self.dtype, "categories", None)
-        return categories is None or callable(categories) or label in set(categories)
+from ._frames import MISSING, is_missing, is_polars, maker_of
 
 
 class Columns:
@@ -119,6 +26,8 @@ class Columns:
     Parameters
     ----------
     X : DataFrame of pandas or polars, or array-like of shape (n_samples, ...)
+    labels : dict, optional
+        Labels of columns by name; there may be more in X.
 
     Attributes
     ----------
@@ -133,12 +42,17 @@ class Columns:
         What stands for a number that is missing, NaN where none is.
     """
 
-    def __init__(self, X):
-        self._maker = maker = _maker_of(X)
+    def __init__(self, X, labels=None):
+        self._maker = maker = maker_of(X)
         self.shape = tuple(np.shape(X)[1:])
         self.names = maker.names(X)
         self.given = maker.given(X)
         self.columns = maker.columns(X)
+        for name, known in (labels or {}).items():
+            if name in self.names:
+                column = self.columns[self.names.index(name)]
+                if column.is_coded:
+                    column.labels += [label for label in known if label not in column.labels]
 
     @property
     def coded(self):
@@ -310,7 +224,7 @@ def columns_read():
 
 def needs_table(X):
     """Tell a table with labels or missing values from numbers that are attacked as they are."""
-    if _is_polars(X) or (hasattr(X, "iloc") and hasattr(X, "columns")):
+    if is_polars(X) or (hasattr(X, "iloc") and hasattr(X, "columns")):
         return not Columns(X).is_plain
     return isinstance(X, np.ndarray) and X.dtype.kind in "OUS" and X.ndim == 2
 
@@ -319,323 +233,3 @@ def restore(values, X, space):
     """Return attacked rows as the table `X` that they were; a tensor where that is one."""
     found = space.columns_.restore(np.asarray(values), to_array(X))
     return torch.from_numpy(found).to(X.device) if isinstance(X, torch.Tensor) else found
-
-
-def is_missing(values):
-    """Return where a number stands for one that is missing."""
-    return values >= _LEAST_MISSING
-
-
-def _is_polars(X):
-    module = sys.modules.get("polars")
-    return module is not None and isinstance(X, module.DataFrame)
-
-
-def _maker_of(X):
-    if _is_polars(X):
-        return _Polars
-    return _Pandas if hasattr(X, "iloc") and hasattr(X, "columns") else _Array
-
-
-def _sorted(labels):
-    try:
-        return sorted(labels)
-    except TypeError:
-        return sorted(labels, key=lambda label: (type(label).__name__, repr(label)))
-
-
-def _labels_of(values, missing, name):
-    try:
-        return _sorted({v for v, is_lost in zip(values, missing, strict=True) if not is_lost})
-    except TypeError as error:
-        raise ValueError(
-            f"column {name!r} holds values that are no labels, such as "
-            f"{type(next(v for v in values if v.__hash__ is None)).__name__}: leave it out."
-        ) from error
-
-
-def _large(numbers, name):
-    """Return whether there are integers that floating-point numbers cannot tell apart."""
-    if not len(numbers) or np.abs(np.asarray(numbers, dtype=np.float64)).max() <= _LARGEST_INTEGER:
-        return False
-    warnings.warn(
-        f"Column {name!r} holds integers beyond 2**53, which is what identifiers look like: it is "
-        "left as it is.",
-        UserWarning,
-        stacklevel=2,
-    )
-    return True
-
-
-class _Frames:
-    """What tables of pandas and polars have in common."""
-
-    has_names = True
-
-    @classmethod
-    def given(cls, X):
-        given = list(X.columns)
-        if len(set(given)) < len(given):
-            twice = sorted({str(name) for name in given if given.count(name) > 1})
-            raise ValueError(f"X has several columns of one name: {twice[:10]}.")
-        return given
-
-    @classmethod
-    def names(cls, X):
-        return sorted(cls.given(X), key=str)
-
-    @classmethod
-    def columns(cls, X):
-        return [cls.column(name, X[name]) for name in cls.names(X)]
-
-    @classmethod
-    def encode(cls, columns, X):
-        values = np.empty((len(X), len(columns.columns)))
-        for number, (name, column) in enumerate(zip(columns.names, columns.columns, strict=True)):
-            if column.is_coded:
-                held = X[name].to_list()
-                values[:, number] = column.numbers(held, cls.missing(X[name]))
-            else:
-                values[:, number] = column.numbers(cls.floats(X[name]))
-        return values
-
-    @classmethod
-    def restore(cls, columns, values, X):
-        before, after = columns.encode(X), columns.frame(values)
-        again = columns.encode(after)
-        changed = {
-            name: before[:, number] != again[:, number] for number, name in enumerate(columns.names)
-        }
-        return cls.with_changes(X, after, {n: rows for n, rows in changed.items() if rows.any()})
-
-
-class _Pandas(_Frames):
-    """Tables of pandas."""
-
-    @staticmethod
-    def missing(series):
-        return series.isna().to_numpy(dtype=bool)
-
-    @staticmethod
-    def floats(series):
-        return series.to_numpy(dtype=np.float64, na_value=np.nan)
-
-    @classmethod
-    def column(cls, name, series):
-        import pandas as pd
-
-        types, dtype, missing = pd.api.types, series.dtype, cls.missing(series)
-        lost = bool(missing.any())
-        token = series[missing].iloc[0] if lost else None
-        if isinstance(dtype, pd.CategoricalDtype):
-            return LabelColumn(list(dtype.categories), dtype, None, lost, bool(dtype.ordered))
-        if types.is_bool_dtype(dtype):
-            return LabelColumn([False, True], dtype, token, lost)
-        is_integer = types.is_integer_dtype(dtype)
-        if is_integer and _large(series.dropna(), name):
-            return LabelColumn(_sorted(set(series.dropna())), dtype, token, lost, is_opaque=True)
-        if is_integer or types.is_float_dtype(dtype):
-            is_single = not is_integer and getattr(dtype, "itemsize", 8) < 8
-            return NumberColumn(dtype, is_integer, is_single, lost)
-        labels = _labels_of(series.tolist(), missing, name)
-        is_text = types.is_object_dtype(dtype) or types.is_string_dtype(dtype)
-        return LabelColumn(labels, dtype, token, lost, is_opaque=not is_text)
-
-    @classmethod
-    def frame(cls, columns, values):
-        import pandas as pd
-
-        series = [cls.decoded(c, values[:, j]) for j, c in enumerate(columns.columns)]
-        frame = pd.concat(series, axis=1)
-        frame.columns = columns.names
-        return frame[columns.given]
-
-    @staticmethod
-    def decoded(column, values):
-        import pandas as pd
-
-        if column.is_coded:
-            held = vars(column).get("_held")
-            if held is None:
-                known = [*column.labels, column.missing] if column.has_missing else column.labels
-                held = column._held = pd.Series(known, dtype=column.dtype)
-            codes = np.rint(values).clip(0, len(held) - 1).astype(np.int64)
-            return pd.Series(held.array.take(codes))
-        lost = is_missing(values)
-        if column.is_integer:
-            whole = np.where(lost, 0, np.rint(values)).astype(np.int64)
-            if not column.has_missing:
-                return pd.Series(whole).astype(column.dtype)
-            return pd.Series(pd.array(whole, dtype=column.dtype)).mask(lost)
-        return pd.Series(np.where(lost, np.nan, values)).astype(column.dtype)
-
-    @staticmethod
-    def with_changes(X, after, changed):
-        result = X.copy()
-        for name, rows in changed.items():
-            series = result[name].copy()
-            series.iloc[np.flatnonzero(rows)] = after[name].array[rows]
-            result[name] = series
-        return result
-
-
-class _Polars(_Frames):
-    """Tables of polars."""
-
-    @staticmethod
-    def missing(series):
-        lost = series.is_null()
-        if series.dtype.is_float():
-            lost = lost | series.is_nan().fill_null(True)
-        return lost.to_numpy()
-
-    @staticmethod
-    def floats(series):
-        return series.cast(float).fill_null(float("nan")).to_numpy()
-
-    @classmethod
-    def column(cls, name, series):
-        import polars as pl
-
-        dtype, missing = series.dtype, cls.missing(series)
-        lost = bool(missing.any())
-        if dtype.is_integer() and _large(series.drop_nulls().to_numpy(), name):
-            known = series.drop_nulls().unique().sort().to_list()
-            return LabelColumn(known, dtype, None, lost, is_opaque=True)
-        if dtype.is_integer() or dtype.is_float():
-            column = NumberColumn(dtype, dtype.is_integer(), dtype == pl.Float32, lost)
-            column.is_null = bool(series.is_null().any())
-            return column
-        if dtype == pl.Boolean:
-            return LabelColumn([False, True], dtype, None, lost)
-        if isinstance(dtype, pl.Enum):
-            return LabelColumn(dtype.categories.to_list(), dtype, None, lost)
-        labels = _labels_of(series.to_list(), missing, name)
-        is_text = isinstance(dtype, (pl.Categorical, pl.String)) or dtype == pl.String
-        return LabelColumn(labels, dtype, None, lost, is_opaque=not is_text)
-
-    @classmethod
-    def frame(cls, columns, values):
-        import polars as pl
-
-        series = [
-            cls.decoded(column, values[:, number]).alias(columns.names[number])
-            for number, column in enumerate(columns.columns)
-        ]
-        return pl.DataFrame(series)[columns.given]
-
-    @staticmethod
-    def decoded(column, values):
-        import polars as pl
-
-        if column.is_coded:
-            known = [*column.labels, None] if column.has_missing else column.labels
-            held = pl.Series(known, dtype=column.dtype)
-            return held.gather(np.rint(values).clip(0, len(held) - 1).astype(np.int64))
-        lost = is_missing(values)
-        if column.is_integer:
-            values = np.where(lost, 0, np.rint(values)).astype(np.int64)
-            series = pl.Series(values).cast(column.dtype)
-            return series.zip_with(pl.Series(~lost), pl.Series([None], dtype=column.dtype))
-        series = pl.Series(np.where(lost, np.nan, values)).cast(column.dtype)
-        return series.fill_nan(None) if getattr(column, "is_null", False) else series
-
-    @staticmethod
-    def with_changes(X, after, changed):
-        import polars as pl
-
-        return X.with_columns(
-            [after[n].zip_with(pl.Series(rows), X[n]).alias(n) for n, rows in changed.items()]
-        )
-
-
-class _Array:
-    """Arrays: of numbers, of any shape; of objects, with two axes."""
-
-    has_names = False
-
-    @staticmethod
-    def names(X):
-        return list(range(int(np.prod(np.shape(X)[1:]))))
-
-    given = names
-
-    @classmethod
-    def columns(cls, X):
-        X = np.asarray(X)
-        if X.dtype.kind in "biuf":
-            lost = X.dtype.kind == "f" and bool(np.isnan(X).any())
-            is_single = X.dtype.kind == "f" and X.dtype.itemsize < 8
-            column = NumberColumn(X.dtype, X.dtype.kind != "f", is_single, lost)
-            return [column] * int(np.prod(X.shape[1:]))
-        return [cls.column(number, X[:, number]) for number in range(X.shape[1])]
-
-    @staticmethod
-    def lost(values):
-        # None, and what is not equal to itself
-        return np.array([v is None or v != v for v in values], dtype=bool)
-
-    @classmethod
-    def column(cls, name, values):
-        missing = cls.lost(values)
-        known = [v for v, is_lost in zip(values, missing, strict=True) if not is_lost]
-        lost = bool(missing.any())
-        numeric = (int, float, np.integer, np.floating)
-        if known and all(isinstance(v, numeric) and not isinstance(v, bool) for v in known):
-            is_integer = all(isinstance(v, (int, np.integer)) for v in known)
-            return NumberColumn(values.dtype, is_integer, False, lost)
-        token = values[missing][0] if lost else None
-        return LabelColumn(_labels_of(values, missing, name), values.dtype, token, lost)
-
-    @classmethod
-    def encode(cls, columns, X):
-        X = np.asarray(X)
-        if X.dtype.kind in "biuf":
-            values = X.astype(np.float64)
-            return np.where(np.isnan(values), MISSING, values)
-        found = np.empty(X.shape)
-        for number, column in enumerate(columns.columns):
-            values, missing = X[:, number], cls.lost(X[:, number])
-            if column.is_coded:
-                found[:, number] = column.numbers(values, missing)
-            else:
-                found[:, number] = column.numbers(
-                    [np.nan if m else v for v, m in zip(values, missing, strict=True)]
-                )
-        return found
-
-    @classmethod
-    def frame(cls, columns, values):
-        first = columns.columns[0] if columns.columns else None
-        if first is None or all(column is first for column in columns.columns):
-            values = np.where(is_missing(values), np.nan, values)
-            if first is not None and first.is_integer:
-                values = np.rint(values)
-            return values if first is None else values.astype(first.dtype)
-        table = np.empty(values.shape, dtype=object)
-        for number, column in enumerate(columns.columns):
-            table[:, number] = cls.decoded(column, values[:, number])
-        return table.astype(columns.columns[0].dtype)
-
-    @staticmethod
-    def decoded(column, values):
-        if column.is_coded:
-            known = np.empty(column.n_values, dtype=object)
-            known[:] = [*column.labels, column.missing] if column.has_missing else column.labels
-            return known[np.rint(values).clip(0, len(known) - 1).astype(np.int64)]
-        lost = is_missing(values)
-        if column.is_integer:
-            found = np.where(lost, 0, np.rint(values)).astype(np.int64).astype(object)
-        else:
-            found = values.astype(object)
-        found[lost] = np.nan
-        return found
-
-    @classmethod
-    def restore(cls, columns, values, X):
-        before = np.asarray(X)
-        after = columns.frame(values)
-        if before.dtype.kind in "biuf":
-            return after.astype(before.dtype)
-        is_same = columns.encode(before) == columns.encode(after)
-        return np.where(is_same, before, after)

@@ -24,8 +24,8 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 
 from .._validation import check_classifies
-from ._columns import reading
 from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
+from ._columns import reading
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
 from .converters import convert, convert_step, real_steps

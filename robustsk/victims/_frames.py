@@ -387,12 +387,10 @@ class Arrays:
 
     @classmethod
     def frame(cls, columns, values):
-        first = columns.columns[0] if columns.columns else None
-        if first is None or all(column is first for column in columns.columns):
+        first = columns.columns[0]
+        if first.dtype.kind in "biuf":  # one dtype for all
             values = np.where(is_missing(values), np.nan, values)
-            if first is not None and first.is_integer:
-                values = np.rint(values)
-            return values if first is None else values.astype(first.dtype)
+            return (np.rint(values) if first.is_integer else values).astype(first.dtype)
         table = np.empty(values.shape, dtype=object)
         for number, column in enumerate(columns.columns):
             table[:, number] = cls.decoded(column, values[:, number])

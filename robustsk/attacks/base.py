@@ -253,8 +253,11 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         """
         attack = self._resolved()._in_order()
         norm = check_norm(attack.norm, attack.supported_norms)
-        eps = attack._effective_eps(norm, tuple(x.shape[1:]))
-        return Prepared(attack, None, norm, eps, *attack._box(bounds)).ball(x)
+        shape = tuple(x.shape[1:])
+        eps = attack._effective_eps(norm, shape)
+        space = attack._space_of(shape)
+        box = attack._box(None if space is not None else bounds)
+        return Prepared(attack, None, norm, eps, *box, space=space).ball(x)
 
     def _resolve_objective(self, objective):
         return resolve_objective(objective)

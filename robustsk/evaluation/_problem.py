@@ -24,6 +24,7 @@ from .._validation import (
 )
 from ..attacks.base import check_attack
 from ..attacks.gradient.fgsm import FGSM
+from ..attacks.gradient.pgd import PGD
 from ..attacks.noise import seeded
 from ..attacks.objectives import OBJECTIVES
 from ..attacks.threat import check_eps, check_norm
@@ -31,6 +32,7 @@ from ..attacks.wrappers.base import same_value
 from ..defenses import StandardClassifier
 from ..metrics._scores import predicted_index
 from ..victims._checks import NoGradientError
+from ..victims._columns import TableRows
 from ..victims.resolve import as_victim
 
 #: How many samples, and values, a surrogate is trained on; and as many again with noise.
@@ -45,7 +47,7 @@ class Problem:
     ----------
     estimator, X, y
         As in :func:`robustsk.metrics.adversarial_outcome`.
-    norm, eps, clip
+    norm, eps, clip, space, mask
         The threat model; see :func:`robustsk.evaluation.robustness_report`.
     random_state : int, RandomState or None
     attacks : list of attacks
@@ -53,6 +55,8 @@ class Problem:
 
     Attributes
     ----------
+    space : FeatureSpace or None
+        Where `X` is a table.
     values, y, index : ndarray
         Data, labels, and the columns of the logits that belong to the labels.
     bounds : tuple of (low, high)
@@ -72,7 +76,20 @@ class Problem:
         What it took to predict them.
     """
 
-    def __init__(self, estimator, X, y, *, norm, eps, clip, random_state, attacks=()):
+    def __init__(
+        self,
+        estimator,
+        X,
+        y,
+        *,
+        norm,
+        eps,
+        clip,
+        random_state,
+        attacks=(),
+        space=None,
+        mask=None,
+    ):
         check_classifies(estimator)
         if is_dataset(X):
             y = dataset_labels(X) if y is None else y
@@ -80,7 +97,8 @@ class Problem:
         check_one_input(X, y)
         self.estimator, self.X = estimator, X
         self.name = type(estimator).__name__
-        self.values = check_floats(X)
+        self.values = _read(X, space, attacks)
+        self.space = getattr(self.values, "space", None)
         self.y = column_or_1d(check_labels(y))
         check_consistent_length(self.values, self.y)
         if not isinstance(random_state, (int, np.integer)):
@@ -91,6 +109,7 @@ class Problem:
         self.index = encode_labels(self.y, self.asked.learn_classes(self.values), "y")
         columns = names_of(X, estimator)
         eps = in_order(eps, columns, "eps")
+        self.mask = in_order(mask, columns, "mask")
         if isinstance(clip, (list, tuple)):
             clip = tuple(in_order(bound, columns, "clip") for bound in clip)
         for attack in attacks:
@@ -100,28 +119,36 @@ class Problem:
             estimator, norm, eps, self.values.shape[1:], settled
         )
         self.clip = own_clip if isinstance(clip, str) and clip == "auto" else clip
+        if self.space is None:
+            self._find_bounds()
+        else:
+            limits = self.space.limits_
+            self.bounds = limits.low, limits.high
+        start = time.perf_counter()
+        self.y_pred = self.predict(self.values)
+        self.seconds = time.perf_counter() - start
+
+    def _find_bounds(self):
         self.bounds = self.asked.bounds
         if self.bounds is None:
             self.bounds = learn_bounds(self.values, self.asked.is_image)
         low, high = FGSM(clip=self.clip)._box(self.bounds)
         if low is not None:
             self.bounds = low, high
-        start = time.perf_counter()
-        self.y_pred = self.predict(self.values)
-        self.seconds = time.perf_counter() - start
 
     def _find_victim(self):
+        columns = None if self.space is None else self.space.columns_
         self.victim, self.no_gradient, self.cut, self.access = None, None, False, "gradients"
         try:
-            self.victim = self.asked = as_victim(self.estimator)
+            self.victim = self.asked = as_victim(self.estimator, columns=columns)
         except NoGradientError:
             self.no_gradient = f"{self.name} has no gradients"
             try:
                 self.access = "scores"
-                self.asked = as_victim(self.estimator, access=self.access)
+                self.asked = as_victim(self.estimator, access=self.access, columns=columns)
             except TypeError:  # no scores either
                 self.access = "labels"
-                self.asked = as_victim(self.estimator, access=self.access)
+                self.asked = as_victim(self.estimator, access=self.access, columns=columns)
             return
         first = self.values[:2]
         if self.gradient("ce", first, np.zeros(len(first), dtype=int)) is None:
@@ -137,6 +164,8 @@ class Problem:
     @property
     def span(self):
         """Range of each feature, in the shape of one sample."""
+        if self.space is not None:
+            return self.space.limits_.span.reshape(self.values.shape[1:])
         low, high = self.bounds
         return np.broadcast_to(np.subtract(high, low), self.values.shape[1:])
 
@@ -149,8 +178,13 @@ class Problem:
     def take(self, rows):
         """Return the problem restricted to some samples; the valid range stays."""
         other = copy.copy(self)
-        # only a DataFrame says more than its values
-        other.X = self.X.iloc[rows] if hasattr(self.X, "iloc") else self.values[rows]
+        # only a table says more than its values
+        if hasattr(self.X, "iloc"):
+            other.X = self.X.iloc[rows]
+        elif self.space is None:
+            other.X = self.values[rows]
+        else:
+            other.X = self.X[rows]
         for name in ("values", "y", "index", "y_pred"):
             setattr(other, name, getattr(self, name)[rows])
         return other
@@ -186,14 +220,23 @@ class Problem:
             settings["clip"] = self.clip
         if own.random_state is None:
             settings["random_state"] = self.seed
+        if own.space is None and self.space is not None:
+            settings["space"] = self.space
+        if own.mask is None and self.mask is not None:
+            settings["mask"] = self.mask
         attack = attack._with(**settings)
-        if not hasattr(attack, "clip_bounds_"):
+        if self.space is None and not hasattr(attack, "clip_bounds_"):
             attack.clip_bounds_ = self.bounds
         return attack
 
     @cached_property
     def surrogate(self):
-        """A network trained on the answers of the model, or None where it has one answer only."""
+        """A network trained on the answers of the model.
+
+        None where it has one answer only, and for tables, of which a network knows nothing.
+        """
+        if self.space is not None:
+            return None
         generator = np.random.default_rng(self.seed)
         count = min(_N_SURROGATE, max(100, _VALUES_SURROGATE // self.span.size))
         rows = np.sort(generator.permutation(len(self.values))[:count])
@@ -207,14 +250,20 @@ class Problem:
         clf = StandardClassifier(max_epochs=20, random_state=self.seed, verbose=0)
         return clf.fit(values, answers)
 
+    def craft(self, attack, values, labels, keep):
+        """Return what an attack makes of samples of the problem."""
+        bounds = self.bounds if self.space is None else None
+        run = attack.prepare(self.asked, values, labels, bounds=bounds, is_meant=False)
+        X_adv, _ = run.attack.run(run, keep=keep)
+        run.batches.warn()
+        return X_adv if self.space is None else TableRows(X_adv, self.space)
+
     def robust(self, attack):
         """Return which samples are right and stay so under an attack."""
         robust = self.correct.copy()
         if robust.any():
             X, y = self.values[robust], self.y[robust]
-            run = attack.prepare(self.asked, X, y, bounds=self.bounds, is_meant=False)
-            X_adv, _ = run.attack.run(run, keep="first")
-            run.batches.warn()
+            X_adv = self.craft(attack, X, y, "first")
             robust[robust] = self.predict(X_adv, attacked=True) == y
         return robust
 
@@ -235,6 +284,13 @@ class Problem:
         if gradient is None:
             return None
         return logits.detach().cpu().double().numpy(), gradient.flatten(1).cpu().double().numpy()
+
+
+def _read(X, space, attacks):
+    """Return samples as an array, or as rows of a table."""
+    given = [attack.space for attack in attacks if getattr(attack, "space", None) is not None]
+    rows = PGD(space=given[0] if space is None and given else space)._table_rows(X)
+    return check_floats(X) if rows is None else rows
 
 
 def _threat_model(estimator, norm, eps, sample_shape, settled):

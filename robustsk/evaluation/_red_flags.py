@@ -297,6 +297,8 @@ def _undercuts(probe, robust, who):
 
 def _transfer_stronger(probe):
     problem, surrogate = probe.problem, probe.whole.surrogate
+    if problem.space is not None:
+        return None, "No surrogate is trained for tables."
     if surrogate is None:
         return None, "The model gives one answer only: no surrogate can be trained."
     attack = TransferAttack(attack=PGD(n_steps=20), surrogate=surrogate)
@@ -420,9 +422,7 @@ def _label_leaking(probe):
     wrong = whole.take(rows)
     right = {}
     for name, labels in (("true", wrong.y), ("predicted", wrong.y_pred)):
-        attack = wrong.attack(FGSM)
-        run = attack.prepare(wrong.asked, wrong.values, labels, bounds=wrong.bounds, is_meant=False)
-        X_adv, _ = run.attack.run(run, keep="last")
+        X_adv = wrong.craft(wrong.attack(FGSM), wrong.values, labels, "last")
         right[name] = wrong.predict(X_adv, attacked=True) == wrong.y
     only_true = int((right["true"] & ~right["predicted"]).sum())
     only_predicted = int((right["predicted"] & ~right["true"]).sum())

@@ -159,6 +159,11 @@ class Limits:
         self.kind = np.array(found, dtype=object)
         self.kinds_ = dict(zip(self._columns.names, found, strict=True))
 
+    @property
+    def span(self):
+        """Range of each number, 0 for categories, shape (n_columns,)."""
+        return np.where(self.is_number, self.high - self.low, 0.0)
+
     def check(self, values, columns):
         """Raise if rows are no rows of the space."""
         for number in np.flatnonzero(self.kind == "integer"):

@@ -101,7 +101,9 @@ class TableBall(Ball):
         # a row that is out of range is not pushed further out
         low, high = torch.minimum(low, table), torch.maximum(high, table)
         still = self._locked | ~c.is_number
-        low, high = torch.where(still, table, low), torch.where(still, table, high)
+        weight, falling = (w.expand(x.shape) for w in (self.weight, self._falling))
+        low = torch.where(still | (flat(falling) == 0), table, low)
+        high = torch.where(still | (flat(weight) == 0), table, high)
         self.low, self.high = low.reshape(x.shape), high.reshape(x.shape)
         self.lower, self.upper = self.low, self.high
         if self.norm == np.inf:
@@ -308,14 +310,14 @@ class TableBall(Ball):
         if self.norm == np.inf:
             moved = torch.minimum(torch.maximum(values, low), high)
         else:
-            delta = torch.where(number, torch.minimum(torch.maximum(values, low), high) - x, 0.0)
+            moved = torch.minimum(torch.maximum(values, low), high)
+            delta = torch.where(number, moved - x, 0.0)
             unit = flat(self.to_unit(delta.reshape(self.x.shape)))
             inside = self._length(unit) <= self.radius * self._share(spent) * (1 + _SLACK)
             unit = self._projected(unit, low, high, self._share(spent))
             back = x + flat(self.to_data(unit.reshape(self.x.shape)))
             back = torch.minimum(torch.maximum(back, low), high)
-            moved = torch.where(inside[:, None], x + delta, back)
-            moved = torch.where(inside[:, None] & (values == x + delta), values, moved)
+            moved = torch.where(inside[:, None], moved, back)
         return torch.where(number & ~self._locked, moved, result)
 
     def _projected(self, unit, low, high, share):
@@ -357,7 +359,7 @@ class TableBall(Ball):
             if self.norm not in (np.inf, 0):
                 count = self._fewer(count, step, values, spent)
             on = torch.where(c.is_integer, (x + count * step).round(), x + count * step)
-            on = torch.where(count == 0, x, on)
+            on = torch.minimum(torch.maximum(torch.where(count == 0, x, on), low), high)
             moves = gridded & c.is_number & ~self._locked
             values = torch.where(moves, on, values)
         if c.single is not None:

@@ -156,7 +156,7 @@ class FeatureAttack(BaseAttack):
                 result[rows] = z
                 break
             with torch.no_grad():
-                done[rows] = part.fooled(batch.ask(z))
+                done[rows] = part.fooled(part.ask(z))
             take = done[rows] if number else torch.ones_like(done[rows])
             result[rows] = torch.where(column(take, z), z, result[rows])
         return result

@@ -118,7 +118,11 @@ class UniversalPerturbation(BaseGradientAttack):
             vars(self).pop(name, None)
         super().fit(X, y)
         if self.target is None or np.ndim(self.target) != 1:
-            prepared = self.prepare(self._victim(), check_floats(X), bounds=self.clip_bounds_)
+            rows = self._table_rows(X)
+            if rows is None:
+                prepared = self.prepare(self._victim(), check_floats(X), bounds=self.clip_bounds_)
+            else:
+                prepared = self.prepare(self._victim(rows.space.columns_), rows)
             delta, self.fooling_rate_ = self._learn_by_batches(prepared)
             self.perturbation_ = delta.cpu().numpy()
             prepared.batches.warn(3)

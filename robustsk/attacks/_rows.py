@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import _check_feature_names, _check_n_features
 
 from .._containers import is_dataset
 from ..victims._columns import TableRows, needs_table
+from ..victims._frames import is_missing
 from ..victims.resolve import as_victim
 from ..victims.space import FeatureSpace
 from .threat import check_norm
@@ -55,6 +59,39 @@ def table_rows(attack, X):
         learned = vars(attack).get("space_")
         space = clone(space).fit(X) if learned is None else learned
     return space.encode(X)
+
+
+def warn_about_rows(rows, stacklevel=5):
+    """Tell of rows that contradict the space, or hold what nobody knows.
+
+    Parameters
+    ----------
+    rows : TableRows
+    stacklevel : int, default=5
+    """
+    space, values = rows.space, np.asarray(rows).reshape(len(rows), -1)
+    relations = space.limits_.relations
+    if relations is not None:
+        failing = ~relations.satisfied(np.where(is_missing(values), np.nan, values))
+        named = [str(r) for r, fails in zip(relations, failing.T, strict=True) if fails.any()]
+        if named:
+            warnings.warn(
+                f"relations {named} fail for {int(failing.any(axis=1).sum())} of {len(rows)} rows "
+                "of X: these rows are returned unchanged and counted as they are predicted.",
+                UserWarning,
+                stacklevel=stacklevel,
+            )
+    if space.max_changes == 0:
+        return  # no category changes anyway
+    unknown = space.unknown(values)
+    if unknown.any():
+        names = np.array(space.columns_.names, dtype=object)[unknown.any(axis=0)]
+        warnings.warn(
+            f"{int(unknown.any(axis=1).sum())} of {len(rows)} rows of X hold categories of "
+            f"{list(names)} that were not there when the space was fitted: they stay as they are.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def fit_table(attack, settings, rows, X):

@@ -30,6 +30,7 @@ from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
 from ._graph import graphs_of
+from ._rows import warn_about_rows
 from .batch import AttackBatch
 from .noise import SampleNoise, seeded
 from .table_ball import TableBall
@@ -139,6 +140,8 @@ class Prepared:
         if self.target is not None and rows is not None:
             batch.target = torch.from_numpy(self.target[rows]).to(x.device)
         attack._complete(batch)
+        if self.space is not None:
+            batch.info.update(batch.ball.notes())
         return batch
 
     def look(self, seen, rows, keep):
@@ -332,6 +335,7 @@ def _split_budgets(attack, space, X):
 
 def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
     if isinstance(X, TableRows):
+        warn_about_rows(X, stacklevel=6)
         return  # units are those of the space
     if warn_about_units(original, eps, stacklevel=6):
         return

@@ -123,6 +123,12 @@ class TableBall(Ball):
                 setattr(other, name, value[index])
         return other
 
+    def notes(self):
+        """Return what whoever reads about the result must know of each row."""
+        values = np.array(flat(self.x).cpu().double())
+        unknown = torch.from_numpy(self.space.unknown(values).sum(axis=1))
+        return {"invalid_clean": self.invalid, "unknown_category": unknown.to(self.x.device)}
+
     # --- units -----------------------------------------------------------------------
 
     def to_unit(self, delta):
@@ -183,15 +189,14 @@ class TableBall(Ball):
 
     def _repaired(self, result, relations):
         x = flat(self.x)
-        clean = np.array(x.cpu().double())
-        lost = is_missing(clean)
-        clean[lost] = np.nan
+        clean_or_missing = np.array(x.cpu().double())
+        lost = is_missing(clean_or_missing)
+        clean = np.where(lost, np.nan, clean_or_missing)
 
-        def project(Z, rows):
-            part = self if rows is None else self.select(torch.as_tensor(rows))
-            Z = np.where(np.isnan(Z), flat(part.x).cpu().numpy(), Z)
-            Z = np.array(part._settled(torch.as_tensor(Z).to(x)).cpu().double())
-            Z[lost if rows is None else lost[rows]] = np.nan
+        def project(Z):
+            Z = torch.as_tensor(np.where(lost, clean_or_missing, Z)).to(x)
+            Z = np.array(self._settled(Z).cpu().double())
+            Z[lost] = np.nan
             return Z
 
         proposed = np.array(result.cpu().double())

@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._containers import to_array
 from ._columns import Columns, TableRows
+from ._frames import is_missing
 from ._limits import Every, Limits, declared
 
 if TYPE_CHECKING:
@@ -297,6 +298,28 @@ class FeatureSpace(BaseEstimator):
         values = space.columns_.encode(X)
         self.limits_.check(values.reshape(len(values), -1), space.columns_)
         return TableRows(values, space)
+
+    def unknown(self, values: np.ndarray) -> np.ndarray:
+        """Return where rows hold a category that was not there in `fit`.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_columns)
+            Rows as numbers.
+
+        Returns
+        -------
+        ndarray of bool of shape (n_samples, n_columns)
+        """
+        found = np.zeros(values.shape, dtype=bool)
+        for number, known in enumerate(self.limits_.values):
+            if known is not None:
+                column = self.columns_.columns[number]
+                is_lost = is_missing(values[:, number])
+                if column.is_coded and column.has_missing:
+                    is_lost |= values[:, number] == column.n_values - 1
+                found[:, number] = ~np.isin(values[:, number], known) & ~is_lost
+        return found
 
     def decode(self, values: ArrayLike) -> Any:
         """Return numbers as the table that they stand for.

@@ -60,7 +60,7 @@ class TableBall(Ball):
         locked = locked | self._constants.is_locked
         self.invalid = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         if space.limits_.relations is not None and len(x):
-            held = np.array(table.cpu().double())
+            held = table.cpu().double().numpy()
             held[is_missing(held)] = np.nan
             self.invalid = torch.from_numpy(~space.limits_.relations.holds(held)).to(x.device)
         self._locked = locked | self.invalid[:, None]
@@ -125,7 +125,7 @@ class TableBall(Ball):
 
     def notes(self):
         """Return what whoever reads about the result must know of each row."""
-        values = np.array(flat(self.x).cpu().double())
+        values = flat(self.x).cpu().double().numpy()
         unknown = torch.from_numpy(self.space.unknown(values).sum(axis=1))
         return {"invalid_clean": self.invalid, "unknown_category": unknown.to(self.x.device)}
 
@@ -189,7 +189,7 @@ class TableBall(Ball):
 
     def _repaired(self, result, relations):
         x = flat(self.x)
-        clean_or_missing = np.array(x.cpu().double())
+        clean_or_missing = x.cpu().double().numpy()
         lost = is_missing(clean_or_missing)
         clean = np.where(lost, np.nan, clean_or_missing)
 
@@ -199,7 +199,7 @@ class TableBall(Ball):
             Z[lost] = np.nan
             return Z
 
-        proposed = np.array(result.cpu().double())
+        proposed = result.cpu().double().numpy()
         proposed[lost] = np.nan
         free = ~(self._locked | ~(self._constants.is_number)).cpu().numpy()
         repaired = relations.repair(

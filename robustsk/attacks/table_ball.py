@@ -60,9 +60,8 @@ class TableBall(Ball):
         locked = locked | self._constants.is_locked
         self.invalid = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         if space.limits_.relations is not None and len(x):
-            held = table.cpu().double().numpy()
-            held[is_missing(held)] = np.nan
-            self.invalid = torch.from_numpy(~space.limits_.relations.holds(held)).to(x.device)
+            holds = space.limits_.relations.holds(_with_nan(table))
+            self.invalid = torch.from_numpy(~holds).to(x.device)
         self._locked = locked | self.invalid[:, None]
 
     def _measure(self, x, eps, budgets):
@@ -91,7 +90,8 @@ class TableBall(Ball):
 
     def _bound(self, x, lower, upper):
         c, table = self._constants, flat(x)
-        low, high = c.low.expand_as(table), c.high.expand_as(table)
+        # finite, so that arithmetic goes on working
+        low, high = (v.clamp(-_FREE, _FREE).expand_as(table) for v in (c.low, c.high))
         low, high = torch.where(c.own[0], table, low), torch.where(c.own[1], table, high)
         if lower is not None:
             low = torch.maximum(low, flat(torch.as_tensor(lower).to(x).expand(x.shape[1:])[None]))
@@ -189,22 +189,16 @@ class TableBall(Ball):
 
     def _repaired(self, result, relations):
         x = flat(self.x)
-        clean_or_missing = x.cpu().double().numpy()
-        lost = is_missing(clean_or_missing)
-        clean = np.where(lost, np.nan, clean_or_missing)
+        clean, proposed = _with_nan(x), _with_nan(result)
+        lost = np.isnan(clean)
 
         def project(Z):
-            Z = torch.as_tensor(np.where(lost, clean_or_missing, Z)).to(x)
-            Z = np.array(self._settled(Z).cpu().double())
-            Z[lost] = np.nan
-            return Z
+            Z = torch.where(torch.from_numpy(lost).to(x.device), x, torch.from_numpy(Z).to(x))
+            return _with_nan(self._settled(Z))
 
-        proposed = result.cpu().double().numpy()
-        proposed[lost] = np.nan
-        free = ~(self._locked | ~(self._constants.is_number)).cpu().numpy()
-        repaired = relations.repair(
-            clean, proposed, project, self._constants.is_integer.cpu().numpy(), free
-        )
+        free = (self._constants.is_number & ~self._locked).cpu().numpy()
+        integer = self._constants.is_integer.cpu().numpy()
+        repaired = relations.repair(proposed, clean, project, integer, free)
         return torch.where(torch.as_tensor(lost).to(x.device), x, torch.as_tensor(repaired).to(x))
 
     def _switch(self, values):
@@ -401,6 +395,12 @@ class TableBall(Ball):
             too_far = (rounded.double() - x).abs() > (values - x).abs()
             rounded = torch.where(too_far, torch.nextafter(rounded, clean), rounded)
         return torch.where(c.single & ~self._locked, rounded.to(values.dtype), values)
+
+
+def _with_nan(table):
+    """Return rows as an array in which what is missing is NaN."""
+    values = table.detach().cpu().double().numpy()
+    return np.where(is_missing(values), np.nan, values)
 
 
 class _Constants:

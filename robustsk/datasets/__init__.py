@@ -8,7 +8,7 @@
   :func:`get_data_home` says where they are kept.
 * ``make_*`` functions draw synthetic problems whose robustness is understood:
   :func:`make_striped_images`, :func:`make_concentric_spheres`, :func:`make_robust_nonrobust` and
-  :func:`make_three_clusters`.
+  :func:`make_three_clusters`; :func:`make_loans` draws a table of numbers and strings.
 
 Images are float32 arrays of shape ``(n_samples, n_channels, height, width)`` with values in
 [0, 1], so the bounds of the input domain are the same for every image data set here.
@@ -21,6 +21,7 @@ from ._fetch import fetch_cifar10 as fetch_cifar10
 from ._fetch import fetch_cifar100 as fetch_cifar100
 from ._fetch import fetch_mnist as fetch_mnist
 from ._generators import make_concentric_spheres as make_concentric_spheres
+from ._generators import make_loans as make_loans
 from ._generators import make_robust_nonrobust as make_robust_nonrobust
 from ._generators import make_striped_images as make_striped_images
 from ._generators import make_three_clusters as make_three_clusters

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state, check_scalar
 
 _MAX_ORIENTATIONS = 6
 _LOWEST_FREQUENCY = 2
+
+#: What the purpose of a loan, and how somebody lives, add to the risk of `make_loans`.
+_PURPOSES = {"car": -0.5, "debt": 0.4, "house": -0.3, "other": 0.2}
+_HOUSING = {"own": -0.4, "rent": 0.4, "loan": 0.0}
 
 
 def make_striped_images(
@@ -340,3 +345,98 @@ def make_three_clusters(
     X = np.sqrt(variance) * rng.standard_normal((n_samples, 2))
     X[:, 0] += np.array([-2.0, 2.0, 6.0])[cluster]
     return X, (cluster > 0).astype(np.int64)
+
+
+def make_loans(
+    n_samples: int = 2400,
+    *,
+    random_state: int | np.random.RandomState | None = None,
+) -> tuple[Any, np.ndarray]:
+    r"""Draw a table of loans with numbers, counts, categories and a rule that holds in every row.
+
+    A table such as a bank has: columns of several units and types, a column that nobody can change
+    (`age`), one that only grows (`n_total`), and two that are tied to each other: nobody has more
+    open accounts than accounts, ``n_open <= n_total``.
+
+    Parameters
+    ----------
+    n_samples : int, default=2400
+        Number of loans.
+    random_state : int, RandomState instance or None, default=None
+        Pass an int for the same loans at every call.
+
+    Returns
+    -------
+    X : DataFrame of shape (n_samples, 7)
+        The columns are
+
+        ``age``
+            Years, int64, 18 to 75.
+        ``income``
+            A year, float64, with two decimals; the median is about 33,000.
+        ``amount``
+            What is borrowed, float64, with two decimals; 1000 to 35,000.
+        ``n_total``, ``n_open``
+            Number of accounts, and of those that are open, int64; 1 to 29, and 0 to ``n_total``.
+        ``purpose``
+            String: "car", "debt", "house" or "other".
+        ``housing``
+            String: "own", "rent" or "loan".
+    y : ndarray of int64, shape (n_samples,)
+        1 where the loan is not paid back, for about six loans in ten.
+
+    Raises
+    ------
+    ImportError
+        If pandas is not installed.
+    ValueError
+        If `n_samples` is less than 1.
+
+    Notes
+    -----
+    A loan is not paid back where the sum of
+
+    .. math::
+
+        1.2 \left(2 \, \frac{\text{amount}}{\text{income}} - 1\right)
+        + 0.05 \, (\text{n\_open} - 5) - 0.02 \, (\text{age} - 45)
+
+    and of what purpose (car -0.5, debt 0.4, house -0.3, other 0.2) and housing (own -0.4, rent 0.4,
+    loan 0) add, and of Gaussian noise with the standard deviation 0.5, is positive.
+
+    Examples
+    --------
+    >>> from robustsk.datasets import make_loans
+    >>> X, y = make_loans(random_state=0)
+    >>> X.shape, float(y.mean())
+    ((2400, 7), 0.58625)
+    >>> X.iloc[0].to_dict()["purpose"]
+    'other'
+    >>> bool((X["n_open"] <= X["n_total"]).all())
+    True
+    """
+    check_scalar(n_samples, "n_samples", Integral, min_val=1)
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            "make_loans returns a DataFrame and requires pandas. Install it with `pip install "
+            "pandas`."
+        ) from error
+    if not isinstance(random_state, Integral):
+        random_state = check_random_state(random_state).randint(2**31 - 1)
+    rng = np.random.default_rng(random_state)
+    age = rng.integers(18, 76, n_samples)
+    income = np.round(np.exp(rng.normal(10.4, 0.5, n_samples)), 2)
+    amount = np.round(rng.uniform(1000, 35000, n_samples), 2)
+    n_total = rng.integers(1, 30, n_samples)
+    n_open = np.floor(n_total * rng.uniform(size=n_samples)).astype(np.int64)
+    purpose = rng.choice(list(_PURPOSES), n_samples, p=[0.2, 0.5, 0.1, 0.2])
+    housing = rng.choice(list(_HOUSING), n_samples)
+    risk = 1.2 * (2 * amount / income - 1) + 0.05 * (n_open - 5) - 0.02 * (age - 45)
+    risk += [_PURPOSES[name] for name in purpose]
+    risk += [_HOUSING[name] for name in housing]
+    risk += 0.5 * rng.normal(size=n_samples)
+    columns = {"age": age, "income": income, "amount": amount, "n_total": n_total, "n_open": n_open}
+    columns |= {"purpose": purpose.tolist(), "housing": housing.tolist()}
+    return pd.DataFrame(columns), (risk > 0).astype(np.int64)

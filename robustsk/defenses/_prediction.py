@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -159,8 +160,11 @@ class Prediction:
         y: ArrayLike | None = None,
         attack: BaseAttack | None = None,
         sample_weight: ArrayLike | None = None,
+        *,
+        scoring: str | Callable | None = None,
+        attack_classes: ArrayLike | None = None,
     ) -> float:
-        """Return the accuracy under attack.
+        """Return the accuracy under attack, or another score.
 
         Parameters
         ----------
@@ -172,15 +176,29 @@ class Prediction:
             and valid range of the adversary of this estimator.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples.
+        scoring : str or callable, default=None
+            What is computed under the attack, such as "recall" or
+            "average_precision"; see :func:`robustsk.metrics.score_adversarial`.
+            None means accuracy.
+        attack_classes : array-like or label, default=None
+            Only samples of these classes are attacked; None means all.
 
         Returns
         -------
         float
             Share of samples that are classified correctly and stay so under
-            the attack, in [0, 1].
+            the attack, in [0, 1]; with `scoring` what that returns.
         """
         attack = self.default_attack() if attack is None else attack
-        return score_adversarial(self, X, y, attack, sample_weight=sample_weight)
+        return score_adversarial(
+            self,
+            X,
+            y,
+            attack,
+            sample_weight=sample_weight,
+            scoring=scoring,
+            attack_classes=attack_classes,
+        )
 
     def default_attack(self) -> PGD:
         """Return the attack that :meth:`score_adversarial` uses by default."""

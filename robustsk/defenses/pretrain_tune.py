@@ -6,7 +6,7 @@ import copy
 import fnmatch
 import numbers
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -413,8 +413,11 @@ class PretrainTuneClassifier(SparseInput, ClassifierMixin, MetaEstimatorMixin, B
         y: ArrayLike | None = None,
         attack: BaseAttack | None = None,
         sample_weight: ArrayLike | None = None,
+        *,
+        scoring: str | Callable | None = None,
+        attack_classes: ArrayLike | None = None,
     ) -> float:
-        """Return the accuracy under attack.
+        """Return the accuracy under attack, or another score.
 
         Parameters
         ----------
@@ -425,15 +428,23 @@ class PretrainTuneClassifier(SparseInput, ClassifierMixin, MetaEstimatorMixin, B
             None means that of the tuner.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights of the samples.
+        scoring : str or callable, default=None
+            What is computed under the attack, such as "recall" or
+            "average_precision"; see :func:`robustsk.metrics.score_adversarial`.
+            None means accuracy.
+        attack_classes : array-like or label, default=None
+            Only samples of these classes are attacked; None means all.
 
         Returns
         -------
         float
             Share of samples that are classified correctly and stay so under
-            the attack, in [0, 1].
+            the attack, in [0, 1]; with `scoring` what that returns.
         """
         check_is_fitted(self)
-        return self.estimator_.score_adversarial(X, y, attack, sample_weight)
+        return self.estimator_.score_adversarial(
+            X, y, attack, sample_weight, scoring=scoring, attack_classes=attack_classes
+        )
 
     def default_attack(self) -> BaseAttack:
         """Return the attack that :meth:`score_adversarial` uses by default."""

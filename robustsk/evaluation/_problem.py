@@ -250,6 +250,10 @@ class Problem:
         clf = StandardClassifier(max_epochs=20, random_state=self.seed, verbose=0)
         return clf.fit(values, answers)
 
+    def encode(self, X):
+        """Return samples like those of the problem as its `values` are."""
+        return X if self.space is None else self.space.encode(X)
+
     def craft(self, attack, values, labels, keep):
         """Return what an attack makes of samples of the problem."""
         bounds = self.bounds if self.space is None else None

@@ -241,7 +241,7 @@ class Probe:
                 finite = np.isfinite(logits).all(1) & np.isfinite(gradient).all(1)
                 size = np.abs(gradient)
                 change = (size * problem.span.ravel()).sum(1)
-                parts.append((finite, size.max(1), change, _lead(logits, index)))
+                parts.append((finite, size.max(1), change, lead(logits, index)))
             found[objective] = [np.concatenate(values) for values in zip(*parts, strict=True)]
         return found
 
@@ -365,7 +365,7 @@ def _vanishing_gradients(probe):
     )
 
 
-def _lead(logits, index):
+def lead(logits, index):
     """Return the margin between the logit `index` and the best of the others, shape (n,)."""
     own = np.eye(logits.shape[1], dtype=bool)[index]
     return logits[own] - np.where(own, -np.inf, logits).max(1)
@@ -405,9 +405,9 @@ def _logit_scaling(probe):
     plain = probe.pgd() & probe.robust("PGD-20 twice", PGD, n_steps=20, n_restarts=2)
     scaled = probe.robust("ScaledPGD", ScaledPGD, n_steps=20, scales=(1.0, 10.0))
     only = int((plain & ~scaled).sum())
-    lead = np.median(_lead(probe.answers[0][problem.correct], problem.index[problem.correct]))
+    median = np.median(lead(probe.answers[0][problem.correct], problem.index[problem.correct]))
     return _exceeds(only, n, _SHARE_OF_SCALING), (
-        f"The first logit leads by {lead:.3g} (median). Of {n} samples classified correctly, PGD "
+        f"The first logit leads by {median:.3g} (median). Of {n} samples classified correctly, PGD "
         f"breaks {n - int(plain.sum())} as it is and {n - int(scaled.sum())} with the lead scaled "
         f"to 1 and to 10; {only} break only with scaling."
     )

@@ -2,241 +2,31 @@
 
 from __future__ import annotations
 
-import html
-import textwrap
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
-from tabulate import tabulate
+from sklearn.exceptions import UndefinedMetricWarning
 from tqdm import tqdm
 
 from .. import attacks as known
 from ..attacks import BaseAttack
-from ..metrics._scores import RobustAccuracy, adversarial_outcome, clopper_pearson_interval
+from ..metrics._intervals import RobustAccuracy, clopper_pearson_interval
+from ..metrics._scores import adversarial_outcome
+from ..metrics._scoring import Judge, stops_early
 from ..victims.victim import ACCESS
 from ._problem import Problem
-from ._red_flags import Probe, RedFlag, raise_flags
+from ._red_flags import Probe, lead, raise_flags
+from ._tables import CLEAN, WORST, ReportRow, RobustnessReport
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-CLEAN, WORST = "clean", "worst case"
-_WIDTH = 100
-
-
-@dataclass(frozen=True, eq=False)
-class ReportRow(RobustAccuracy):
-    """What a report says about one attack.
-
-    Attributes
-    ----------
-    accuracy, low, high : float
-        In [0, 1].
-    confidence : float
-    n_samples : int
-    per_class : dict of str to RobustAccuracy
-        The same for the samples of each class.
-    n_forward, n_backward : int
-        How many samples went through the model, and how many gradients were
-        taken.
-    seconds : float
-    robust : ndarray of bool of shape (n_samples,)
-        Which samples are classified correctly and stay so.
-    """
-
-    per_class: dict[str, RobustAccuracy]
-    n_forward: int
-    n_backward: int
-    seconds: float
-    robust: np.ndarray = field(repr=False)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RobustnessReport:
-    """The result of :func:`robustness_report`; printing it shows the tables.
-
-    Attributes
-    ----------
-    rows : dict of str to ReportRow
-        ``"clean"``, one for each attack, and ``"worst case"``; also by
-        ``report["PGD-20"]``.
-    red_flags : list of RedFlag
-        Empty where they were not asked for.
-    notes : list of str
-        What one should know when reading the tables.
-    estimator_name : str
-    norm : float
-    eps : float or ndarray
-    n_samples : int
-    confidence : float
-    """
-
-    rows: dict[str, ReportRow]
-    red_flags: list[RedFlag]
-    notes: list[str]
-    estimator_name: str
-    norm: float
-    eps: float | np.ndarray
-    n_samples: int
-    confidence: float
-
-    def __getitem__(self, name):
-        return self.rows[name]
-
-    @property
-    def fired(self) -> list[RedFlag]:
-        """The red flags that have fired."""
-        return [flag for flag in self.red_flags if flag.fired]
-
-    @property
-    def boundary_error(self) -> float:
-        """What the worst case adds to the error on clean samples; see :func:`boundary_error`."""
-        return self.rows["clean"].accuracy - self.rows["worst case"].accuracy
-
-    # --- for machines ----------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all numbers as nested dictionaries that json can write."""
-        rows = {}
-        for name, row in self.rows.items():
-            rows[name] = {
-                **{key: getattr(row, key) for key in _COLUMNS},
-                "per_class": {
-                    label: {
-                        key: getattr(a, key) for key in ("accuracy", "low", "high", "n_samples")
-                    }
-                    for label, a in row.per_class.items()
-                },
-            }
-        flags = {}
-        for flag in self.red_flags:
-            flags[flag.name] = asdict(flag)
-            del flags[flag.name]["name"]
-        return {
-            "estimator": self.estimator_name,
-            "norm": _norm_name(self.norm),
-            "eps": self.eps.tolist() if isinstance(self.eps, np.ndarray) else self.eps,
-            "n_samples": self.n_samples,
-            "confidence": self.confidence,
-            "rows": rows,
-            "red_flags": flags,
-            "notes": list(self.notes),
-        }
-
-    def to_frame(self, per_class: bool = False) -> Any:
-        """Return a pandas DataFrame with one row for each attack.
-
-        Parameters
-        ----------
-        per_class : bool, default=False
-            Whether the columns are the accuracies of the classes, instead of
-            accuracy, interval, cost and time.
-        """
-        import pandas as pd
-
-        if per_class:
-            cells = {
-                name: {label: a.accuracy for label, a in row.per_class.items()}
-                for name, row in self.rows.items()
-            }
-        else:
-            cells = {n: {k: getattr(row, k) for k in _COLUMNS} for n, row in self.rows.items()}
-        # column by column, so that counts stay integers
-        columns = list(next(iter(cells.values())))
-        return pd.DataFrame({c: [cells[n][c] for n in cells] for c in columns}, index=list(cells))
-
-    # --- for people ------------------------------------------------------------------
-
-    @property
-    def _title(self):
-        return (
-            f"Robustness of {self.estimator_name}: {_norm_name(self.norm)} norm, "
-            f"eps={_size(self.eps)}, {self.n_samples} samples"
-        )
-
-    def _tables(self):
-        """Return two tables of strings, each with a header and a name in front of each row."""
-        overall = [["", "accuracy", f"{100 * self.confidence:g}% interval", "forward", "backward"]]
-        overall[0].append("seconds")
-        for name, row in self.rows.items():
-            overall.append(
-                [
-                    name,
-                    f"{row.accuracy:.3f}",
-                    f"{row.low:.3f} to {row.high:.3f}",
-                    f"{row.n_forward:,}",
-                    f"{row.n_backward:,}",
-                    f"{row.seconds:.2f}",
-                ]
-            )
-        per_class = [["", "samples", *self.rows, "its interval"]]
-        for label, last in self.rows[WORST].per_class.items():
-            per_class.append(
-                [
-                    label,
-                    str(last.n_samples),
-                    *(f"{row.per_class[label].accuracy:.3f}" for row in self.rows.values()),
-                    f"{last.low:.3f} to {last.high:.3f}",
-                ]
-            )
-        return overall, per_class
-
-    def __str__(self):
-        overall, per_class = self._tables()
-        parts = [self._title, "", _aligned(overall), "", "Accuracy per class", ""]
-        parts += [_aligned(per_class), ""]
-        for note in self.notes:
-            parts += textwrap.wrap(note, _WIDTH)
-        if self.red_flags:
-            parts += ["", self._flag_title]
-            for flag in sorted(self.red_flags, key=lambda f: _ORDER.index(f.fired)):
-                text = f"{flag.name}: {flag.evidence}" + (f" {flag.advice}" if flag.fired else "")
-                parts += textwrap.wrap(
-                    text,
-                    _WIDTH,
-                    initial_indent=f"  {_STATUS[flag.fired]:<13}",
-                    subsequent_indent=" " * 15,
-                )
-        return "\n".join(parts)
-
-    __repr__ = __str__
-
-    @property
-    def _flag_title(self):
-        return f"Red flags: {len(self.fired)} of {len(self.red_flags)} checks fired"
-
-    def to_html(self) -> str:
-        """Return the report as a piece of HTML, as notebooks show it."""
-        overall, per_class = self._tables()
-        parts = ["<div>", f"<p><b>{html.escape(self._title)}</b></p>", *_html_table(overall)]
-        parts += ["<details><summary>Accuracy per class</summary>", *_html_table(per_class)]
-        parts += ["</details>", *(f"<p>{html.escape(note)}</p>" for note in self.notes)]
-        if self.red_flags:
-            parts += [f"<p><b>{html.escape(self._flag_title)}</b></p>", "<table>"]
-            for flag in sorted(self.red_flags, key=lambda f: _ORDER.index(f.fired)):
-                text = html.escape(flag.evidence)
-                if flag.fired:
-                    text += f"<br><b>{html.escape(flag.advice)}</b>"
-                status = _STATUS[flag.fired]
-                style = ' style="text-align:left"'
-                parts.append(
-                    f"<tr><td{style}>{f'<b>{status}</b>' if flag.fired else status}</td>"
-                    f"<td{style}>{html.escape(flag.name)}</td><td{style}>{text}</td></tr>"
-                )
-            parts.append("</table>")
-        return "\n".join([*parts, "</div>"])
-
-    _repr_html_ = to_html
-
-
-_COLUMNS = ("accuracy", "low", "high", "n_forward", "n_backward", "seconds")
-_ORDER = (True, False, None)
-_STATUS = {True: "FIRED", False: "silent", None: "not checked"}
+_BATCH = 256
 
 
 class _Options(TypedDict, total=False):
@@ -246,6 +36,9 @@ class _Options(TypedDict, total=False):
     norm: Any
     clip: Any
     attacks: Mapping[str, BaseAttack] | None
+    scoring: str | Callable | None
+    attack_classes: ArrayLike | None
+    groups: ArrayLike | None
     autoattack: str | None
     red_flags: bool
     n_flag_samples: int
@@ -285,6 +78,9 @@ def robustness_report(
     norm: Any = None,
     clip: Any = "auto",
     attacks: Mapping[str, BaseAttack] | None = None,
+    scoring: str | Callable | None = None,
+    attack_classes: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
     autoattack: str | None = "fast",
     red_flags: bool = True,
     n_flag_samples: int = 200,
@@ -321,6 +117,16 @@ def robustness_report(
         likely classes, Square with 1000 queries and AutoAttack; for
         any other model Square, HopSkipJump with 1000 queries and transfer
         from a surrogate. Attacks that do not know the norm are left out.
+    scoring : str or callable, default=None
+        A score to be shown beside the accuracy, such as "balanced_accuracy" or
+        "average_precision"; see :func:`robustsk.metrics.score_adversarial`.
+    attack_classes : array-like or label, default=None
+        Only samples of these classes are attacked; the others are judged as
+        they are. None means all. The red flags are about all samples.
+    groups : array-like of shape (n_samples,) or str, default=None
+        The group of each sample, or the column of a frame `X` that tells it,
+        such as a region or a sex. The report then tells the accuracy, or the
+        score, on each group, and which is the worst.
     autoattack : {"fast", "standard", "plus", "rand"} or None, default="fast"
         Version of AutoAttack among the default attacks, if any. "fast" costs
         about as much as the other rows together, "standard" several times
@@ -356,7 +162,8 @@ def robustness_report(
     Every attack runs on all samples that are classified correctly without one,
     so each row stands for itself, and its cost is that of the attack alone. A
     sample counts as robust in the worst case if it withstands all of them: the
-    worst case can be lower than every row.
+    worst case can be lower than every row. With a `scoring` that asks for more
+    than labels all samples are attacked, and to the end.
 
     The accuracy under attack is an upper bound of the robust accuracy. The
     interval covers the choice of the test samples, not attacks nobody has
@@ -390,8 +197,9 @@ def robustness_report(
         random_state=random_state,
         attacks=[] if attacks is None else attacks.values(),
     )
-    judge = _Judge(problem, confidence)
-    rows = {CLEAN: judge(problem.correct, len(problem.y), 0, problem.seconds)}
+    judge = _Judge(problem, confidence, scoring, groups)
+    cost = len(problem.y), 0, problem.seconds
+    rows = {CLEAN: judge(problem.correct, *cost, problem.values, problem.y_pred)}
     chosen = _default_attacks(problem, autoattack) if attacks is None else dict(attacks)
     taken = {CLEAN, WORST} & set(chosen)
     if taken or not chosen:
@@ -401,51 +209,187 @@ def robustness_report(
             else f"No default attack knows norm={problem.norm:g}: pass `attacks`."
         )
     chosen = {name: problem.complete(attack) for name, attack in chosen.items()}
-    warned = {}
+    worst_case, warned = _WorstCase(problem, judge), {}
     for name, attack in tqdm(chosen.items(), unit="attack", disable=not verbose):
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            outcome = adversarial_outcome(estimator, problem.X, problem.y, attack)
-        seconds = time.perf_counter() - start
-        rows[name] = judge(outcome.robust, outcome.n_forward, outcome.n_backward, seconds)
+            outcome = adversarial_outcome(
+                estimator,
+                problem.X,
+                problem.y,
+                attack,
+                attack_classes=attack_classes,
+                keep=judge.keep,
+            )
+        cost = outcome.n_forward, outcome.n_backward, time.perf_counter() - start
+        rows[name] = judge(outcome.robust, *cost, outcome.X_adv, outcome.y_pred_adv)
+        worst_case.add(outcome)
         _note(name, caught, warned)
     worst = np.logical_and.reduce([row.robust for row in rows.values()])
-    totals = [sum(getattr(r, k) for r in rows.values()) for k in ("n_forward", "n_backward")]
-    rows[WORST] = judge(worst, *totals, sum(r.seconds for r in rows.values()))
+    costs = "n_forward", "n_backward", "seconds"
+    cost = [sum(getattr(row, name) for row in rows.values()) for name in costs]
+    rows[WORST] = judge(worst, *cost, worst_case.values, worst_case.labels)
 
-    known = {} if attacks is not None else {n: r.robust for n, r in rows.items()}
+    is_usual = attacks is None and attack_classes is None
+    known = {n: r.robust for n, r in rows.items()} if is_usual else {}
     probe = Probe(problem, n_flag_samples, known)
     report = RobustnessReport(
         rows,
         raise_flags(probe) if red_flags else [],
-        _notes(problem, chosen, probe)
+        _notes(problem, chosen, probe, judge, attack_classes)
         + [f"{', '.join(names)}: {message}" for message, names in warned.items()],
         problem.name,
         problem.norm,
         problem.eps,
         len(problem.y),
         confidence,
+        judge.scoring,
+        judge.groups,
     )
     return report.to_dict() if output_dict else report
 
 
 class _Judge:
-    """Makes rows."""
+    """Makes rows.
 
-    def __init__(self, problem, confidence):
-        self.confidence = confidence
+    Parameters
+    ----------
+    problem : Problem
+    confidence : float
+    scoring, groups
+        As in :func:`robustness_report`.
+
+    Attributes
+    ----------
+    scoring, groups : str or None
+        What they are called.
+    undefined : dict of str to list of str
+        Groups for which the score is not defined, by what was said about it.
+    """
+
+    def __init__(self, problem, confidence, scoring, groups):
+        self.problem, self.confidence = problem, confidence
         self.members = {str(label): problem.y == label for label in np.unique(problem.y)}
+        self.groups, self.group_members = _members(groups, problem.X, len(problem.y))
+        self.scorer = None
+        if scoring is not None:
+            self.scorer = Judge(scoring, problem.estimator, problem.asked, problem.X)
+        self.undefined = {}
 
-    def __call__(self, robust, n_forward, n_backward, seconds):
+    @property
+    def scoring(self):
+        return None if self.scorer is None else self.scorer.name
+
+    @property
+    def keep(self):
+        """How far attacks have to go."""
+        return "first" if self.scorer is None else self.scorer.keep
+
+    def __call__(self, robust, n_forward, n_backward, seconds, values, labels):
         def accuracy(robust):
             low, high = clopper_pearson_interval(int(robust.sum()), len(robust), self.confidence)
             return float(robust.mean()), low, high, self.confidence, len(robust)
 
-        per_class = {
-            label: RobustAccuracy(*accuracy(robust[rows])) for label, rows in self.members.items()
-        }
-        return ReportRow(*accuracy(robust), per_class, n_forward, n_backward, seconds, robust)
+        per_class, per_group = (
+            {name: RobustAccuracy(*accuracy(robust[rows])) for name, rows in members.items()}
+            for members in (self.members, self.group_members)
+        )
+        score, score_per_group = None, {}
+        if self.scorer is not None:
+            with self.problem.seeded() if self.problem.asked.draws else nullcontext():
+                score = self.scorer(values, labels, self.problem.y)
+                score_per_group = {
+                    name: self._of_group(name, values, labels) for name in self.group_members
+                }
+        cost = n_forward, n_backward, seconds
+        return ReportRow(
+            *accuracy(robust), per_class, *cost, robust, score, per_group, score_per_group
+        )
+
+    def _of_group(self, name, values, labels):
+        """Return the score of a group, NaN where a group has too little in it for one."""
+        rows = self.group_members[name]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", UndefinedMetricWarning)
+            warnings.filterwarnings("error", "No positive")
+            try:
+                return self.scorer(values, labels, self.problem.y, rows=rows)
+            except (ValueError, UserWarning) as error:
+                groups = self.undefined.setdefault(str(error).partition("\n")[0], [])
+                groups += [] if name in groups else [name]
+                return float("nan")
+
+
+def _members(groups, X, n_samples):
+    """Return what the groups are called, and which samples belong to each, by its name."""
+    if groups is None:
+        return None, {}
+    if np.ndim(groups) == 0:
+        columns = getattr(X, "columns", None)
+        if columns is None or groups not in list(columns):
+            known = "X has no names" if columns is None else f"X has {list(columns)[:20]}"
+            raise ValueError(
+                f"groups={groups!r} is no column of X ({known}): pass the name of one, or an array "
+                "with the group of each sample."
+            )
+        name, groups = groups, X[groups]
+    else:
+        name = getattr(groups, "name", None)
+    values = np.asarray(groups)
+    if values.shape != (n_samples,):
+        raise ValueError(
+            f"groups must have one value for each of the {n_samples} samples, got an array of "
+            f"shape {values.shape}."
+        )
+    names = np.array([str(value) for value in values.tolist()])
+    try:
+        order = dict.fromkeys(str(value) for value in np.unique(values).tolist())
+    except TypeError:  # what is missing does not compare
+        order = np.unique(names).tolist()
+    return str(name or "groups"), {name: names == name for name in order}
+
+
+class _WorstCase:
+    """Of each sample the example that does most, for a score; nothing without one.
+
+    Attributes
+    ----------
+    values : ndarray of shape (n_samples, ...)
+    labels : ndarray of shape (n_samples,)
+    """
+
+    def __init__(self, problem, judge):
+        self.problem, self.judge = problem, judge
+        self.values, self.labels, self._margin = problem.values, problem.y_pred, None
+        if judge.scorer is not None:
+            self.values = self.values.copy()
+        if judge.keep == "worst":
+            self._margin = self._margins(self.values)
+
+    def add(self, outcome):
+        """Take what an attack has made worse."""
+        if self.judge.scorer is None:
+            return
+        values = self.problem.encode(outcome.X_adv)
+        if self._margin is None:
+            worse = (self.labels == outcome.y_true) & (outcome.y_pred_adv != outcome.y_true)
+        else:
+            margin = self._margins(values)
+            worse = margin < self._margin
+            self._margin = np.where(worse, margin, self._margin)
+        self.values[worse] = values[worse]
+        self.labels = np.where(worse, outcome.y_pred_adv, self.labels)
+
+    def _margins(self, values):
+        """Return the lead of the true class over the others, shape (n_samples,)."""
+        problem = self.problem
+        with problem.seeded():
+            parts = [values[start : start + _BATCH] for start in range(0, len(values), _BATCH)]
+            logits = np.concatenate([problem.asked.logits(part).double() for part in parts])
+        margin = lead(logits, problem.index)
+        return np.where(np.isnan(margin), -np.inf, margin)
 
 
 def _default_attacks(problem, autoattack):
@@ -479,11 +423,30 @@ def _default_attacks(problem, autoattack):
     }
 
 
-def _notes(problem, attacks, probe):
+def _notes(problem, attacks, probe, judge, attack_classes):
+    ran, taken = "that are classified correctly without one", ""
+    if judge.keep == "worst":
+        ran = f"and went on after its success, since {judge.scoring} is not computed from labels"
+        taken = f", and {judge.scoring} is that of the examples with the smallest margins"
     notes = [
-        "Each attack ran on all samples that are classified correctly without one; the worst case "
-        "counts a sample as robust if it withstood all attacks."
+        f"Each attack ran on all samples {ran}; the worst case counts a sample as robust if it "
+        f"withstood all attacks{taken}."
     ]
+    if attack_classes is not None:
+        notes.append(
+            f"Only samples of attack_classes={attack_classes} were attacked: the others are judged "
+            "as they are."
+        )
+    short = [
+        name for name, attack in attacks.items() if judge.keep == "worst" and stops_early(attack)
+    ]
+    if short:
+        notes.append(
+            f"To {judge.scoring} less is done than is possible by attacks that stop where the "
+            f"prediction changes: {', '.join(short)}."
+        )
+    for reason, groups in judge.undefined.items():
+        notes.append(f"{judge.scoring} is not defined for {', '.join(groups)}: {reason}")
     if problem.no_gradient:
         notes.append(
             f"Attacks that follow gradients are not among the default ones: {problem.no_gradient}."
@@ -509,30 +472,3 @@ def _note(name, caught, warned):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
-
-
-def _norm_name(norm):
-    return f"l{norm:g}"
-
-
-def _size(eps):
-    if isinstance(eps, np.ndarray):
-        return f"{eps.min():.4g} to {eps.max():.4g}"
-    return f"{eps:.4g}"
-
-
-def _aligned(table):
-    align = ("left", *["right"] * (len(table[0]) - 1))
-    # to tabulate, the header is a row like any other, lest it make columns wider; and cells are
-    # strings already, in which no number is to be looked for
-    return tabulate(table, tablefmt="plain", colalign=align, disable_numparse=True)
-
-
-def _html_table(table):
-    yield "<table>"
-    for i, row in enumerate(table):
-        tag = "td" if i else "th"
-        cells = [f"<th>{html.escape(row[0])}</th>"]
-        cells += [f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row[1:]]
-        yield f"<tr>{''.join(cells)}</tr>"
-    yield "</table>"

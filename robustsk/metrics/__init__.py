@@ -15,6 +15,8 @@ from ._divergence import RelativeDivergence as RelativeDivergence
 from ._divergence import latent_divergence as latent_divergence
 from ._divergence import local_lipschitz as local_lipschitz
 from ._divergence import relative_divergence as relative_divergence
+from ._intervals import RobustAccuracy as RobustAccuracy
+from ._intervals import clopper_pearson_interval as clopper_pearson_interval
 from ._losses import natural_loss as natural_loss
 from ._losses import robust_loss as robust_loss
 from ._profile import GeneralizationGap as GeneralizationGap
@@ -23,11 +25,9 @@ from ._profile import adversary_profile as adversary_profile
 from ._profile import generalization_gap as generalization_gap
 from ._profile import perturbation_profile as perturbation_profile
 from ._scores import AdversarialOutcome as AdversarialOutcome
-from ._scores import RobustAccuracy as RobustAccuracy
 from ._scores import adversarial_outcome as adversarial_outcome
 from ._scores import attack_success_rate as attack_success_rate
 from ._scores import boundary_error as boundary_error
-from ._scores import clopper_pearson_interval as clopper_pearson_interval
 from ._scores import robust_accuracy as robust_accuracy
 from ._scores import score_adversarial as score_adversarial
 from ._selection import AdversarialScorer as AdversarialScorer

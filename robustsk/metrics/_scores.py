@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
 from torch import nn
 
@@ -22,7 +22,7 @@ from .._containers import (
     dataset_labels,
     is_dataset,
 )
-from .._validation import check_classifies, check_labels
+from .._validation import check_choice, check_classifies, check_labels
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
 from ..victims._checks import no_answer
@@ -31,6 +31,8 @@ from ..victims._outputs import predicted_class
 from ..victims._own_predict import own_predict_of
 from ..victims.victim import Victim
 from ._craft import prepared
+from ._intervals import RobustAccuracy, clopper_pearson_interval
+from ._scoring import Judge, chosen_samples
 
 
 @dataclass
@@ -40,10 +42,12 @@ class AdversarialOutcome:
     Attributes
     ----------
     y_true, y_pred, y_pred_adv : ndarray of shape (n_samples,)
-        True labels, predictions without and under attack. Samples that are
-        misclassified without an attack are not attacked. Under attack a network
+        True labels, predictions without and under attack. Under attack a network
         may return NaN; then the prediction is a label that is nobody's (the
         smallest integer, NaN or None), so that the sample is not robust.
+    attacked : ndarray of bool of shape (n_samples,)
+        Which samples were attacked: unless something else was asked for, those
+        that are classified correctly without an attack.
     X_adv : ndarray of shape (n_samples, ...)
         The samples that were judged; in a temporary file if they are many and
         the data are not in memory.
@@ -58,6 +62,7 @@ class AdversarialOutcome:
     y_true: np.ndarray
     y_pred: np.ndarray
     y_pred_adv: np.ndarray
+    attacked: np.ndarray
     X_adv: np.ndarray
     info: dict[str, np.ndarray] = field(default_factory=dict)
     n_forward: int = 0
@@ -80,7 +85,13 @@ class AdversarialOutcome:
 
 
 def adversarial_outcome(
-    estimator: Any, X: Any, y: ArrayLike | None, attack: BaseAttack
+    estimator: Any,
+    X: Any,
+    y: ArrayLike | None,
+    attack: BaseAttack,
+    *,
+    attack_classes: ArrayLike | None = None,
+    keep: str = "first",
 ) -> AdversarialOutcome:
     """Attack an estimator and record what happens to every sample.
 
@@ -97,6 +108,14 @@ def adversarial_outcome(
         Its own `estimator` plays no part. With ``clip="auto"`` the valid range
         is what `attack` has learned if it is fitted, what `estimator` learned
         in training if it is one of ours, and that of `X` failing both.
+    attack_classes : array-like or label, default=None
+        As in :func:`score_adversarial`.
+    keep : {"first", "worst"}, default="first"
+        "first" attacks what is classified correctly, and no work is spent on a
+        sample once it is misclassified: enough to count samples. "worst"
+        attacks what is misclassified as well, and to the end, for whatever is
+        computed from the scores of the estimator on `X_adv`; an example that
+        is misclassified is never given up for one that is not.
 
     Returns
     -------
@@ -114,12 +133,27 @@ def adversarial_outcome(
     >>> bool(outcome.robust.mean() < outcome.correct.mean())
     True
     """
-    run, y_true = _prepare(estimator, X, y, attack)
-    return play(run, estimator, X, y_true, keep_samples=True)
+    check_choice(keep, "keep", ("first", "worst"))
+    run, y_true = prepare(estimator, X, y, attack)
+    chosen = chosen_samples(attack_classes, y_true, run.victim.classes)
+    return play(run, estimator, X, y_true, keep_samples=True, chosen=chosen, keep=keep)
 
 
-def _prepare(estimator, X, y, attack):
-    """Return the run of an attack on labelled samples, and the labels."""
+def prepare(estimator, X, y, attack, known=None):
+    """Return the run of an attack on labelled samples, and the labels.
+
+    Parameters
+    ----------
+    estimator, X, y, attack
+        As in :func:`adversarial_outcome`.
+    known : ndarray of bool of shape (n_samples,), optional
+        Samples whose class the estimator has been trained on; the others must not be attacked.
+
+    Returns
+    -------
+    run : Prepared
+    y_true : ndarray of shape (n_samples,)
+    """
     check_attack(attack)
     check_classifies(estimator)
     if is_dataset(X) and y is None:
@@ -127,17 +161,16 @@ def _prepare(estimator, X, y, attack):
     check_one_input(X, y)
     y_true = column_or_1d(check_labels(y))
     values = attack._resolved()._in_order(X, estimator)._table_rows(X)
-    if values is not None:
-        check_consistent_length(values, y_true)
-        return prepared(attack, estimator, values, y_true, X), y_true
-    values = check_rows(X)
+    is_table = values is not None
+    values = values if is_table else check_rows(X)
     check_consistent_length(values, y_true)
-    if values.shape[1] != getattr(estimator, "n_features_in_", values.shape[1]):
+    if not is_table and values.shape[1] != getattr(estimator, "n_features_in_", values.shape[1]):
         estimator.predict(values[:1])  # which says so in its own words
-    return prepared(attack, estimator, values, y_true, X, in_parts=True), y_true
+    index = y_true if known is None else np.where(known, y_true, estimator.classes_[0])
+    return prepared(attack, estimator, values, index, X, in_parts=True), y_true
 
 
-def play(run, estimator, X, y_true, keep_samples=False):
+def play(run, estimator, X, y_true, keep_samples=False, *, chosen=None, keep="first", y_pred=None):
     """Carry out a prepared run on an estimator.
 
     Parameters
@@ -151,26 +184,36 @@ def play(run, estimator, X, y_true, keep_samples=False):
     y_true : ndarray of shape (n_samples,)
     keep_samples : bool, default=False
         Whether the outcome holds X_adv and info.
+    chosen : ndarray of bool of shape (n_samples,), optional
+        Samples that may be attacked; None means all.
+    keep : {"first", "worst"}, default="first"
+        See :func:`adversarial_outcome`.
+    y_pred : ndarray of shape (n_samples,), optional
+        What is predicted without an attack, where that is known.
 
     Returns
     -------
     AdversarialOutcome
     """
     attack, victim, batches, values = run.attack, run.victim, run.batches, run.X
-    with run.seeded():
-        y_pred = predicted_index(estimator, victim, values, X, batches)
-    correct = np.flatnonzero(y_pred == y_true)
+    if y_pred is None:
+        with run.seeded():
+            y_pred = predicted_index(estimator, victim, values, X, batches)
+    attacked = y_pred == y_true if keep == "first" else np.ones(len(y_true), dtype=bool)
+    if chosen is not None:
+        attacked &= chosen
+    todo = np.flatnonzero(attacked)
     X_adv = copy_of(values) if keep_samples else None
     if keep_samples and run.space is not None:
         X_adv = np.array(values)
     y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0
-    run = run.take(correct)
+    run = run.take(todo)
     # the worst case over several attacks is theirs to keep
     whole = attack.whole_runs or not attack.per_sample
-    parts = [slice(0, len(correct))] if whole else chunks(run.X, batches.first)
-    for part in parts if len(correct) else []:
-        rows, before = correct[part], replace(victim.calls)
-        found, reported = attack.run(run if whole else run.take(part, run.X[part]), keep="first")
+    parts = [slice(0, len(todo))] if whole else chunks(run.X, batches.first)
+    for part in parts if len(todo) else []:
+        rows, before = todo[part], replace(victim.calls)
+        found, reported = attack.run(run if whole else run.take(part, run.X[part]), keep=keep)
         n_forward += victim.calls.forward - before.forward
         n_backward += victim.calls.backward - before.backward
         if run.space is not None:
@@ -190,7 +233,9 @@ def play(run, estimator, X, y_true, keep_samples=False):
     batches.warn()
     if keep_samples and run.space is not None:
         X_adv = restore(X_adv, X, run.space)
-    return AdversarialOutcome(y_true, y_pred, y_pred_adv, X_adv, info, n_forward, n_backward)
+    return AdversarialOutcome(
+        y_true, y_pred, y_pred_adv, attacked, X_adv, info, n_forward, n_backward
+    )
 
 
 def predicted_index(estimator, victim, values, X, batches=None, attacked=False):
@@ -294,8 +339,10 @@ def score_adversarial(
     attack: BaseAttack,
     *,
     sample_weight: ArrayLike | None = None,
+    scoring: str | Callable | None = None,
+    attack_classes: ArrayLike | None = None,
 ) -> float:
-    """Accuracy under attack.
+    """Accuracy under attack, or another score.
 
     Parameters
     ----------
@@ -310,13 +357,21 @@ def score_adversarial(
     attack : attack
         See :func:`adversarial_outcome` for the valid range it uses.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights of the samples.
+        Weights of the samples. They are passed on to `scoring`.
+    scoring : str or callable, default=None
+        Name of a score that scikit-learn knows, such as "balanced_accuracy",
+        "recall" or "average_precision", or ``scorer(estimator, X, y)``, such
+        as :func:`sklearn.metrics.make_scorer` makes. None means accuracy.
+    attack_classes : array-like or label, default=None
+        Only samples of these classes are attacked, such as the frauds; the
+        others are judged as they are. None means all classes.
 
     Returns
     -------
     float
         Share of samples that are classified correctly and stay so under the
-        attack, in [0, 1].
+        attack, in [0, 1]; with `scoring` what that returns, where greater is
+        better.
 
     Raises
     ------
@@ -324,7 +379,25 @@ def score_adversarial(
         If the attack needs gradients and the estimator has none.
     ValueError
         If `X` is empty or not finite, lies outside of the valid range, or `y`
-        contains labels that the estimator has not been trained on.
+        contains labels that the estimator has not been trained on;
+        `attack_classes` that neither the estimator nor `y` knows.
+
+    Notes
+    -----
+    With `scoring` the estimator itself answers, on the adversarial examples. A
+    score of labels ("recall", "f1") needs no more than the accuracy: what is
+    misclassified is not attacked, and what becomes so is left alone, as any
+    wrong label is as good as another to the attack. In a score that asks for
+    more (`predict_proba`, `decision_function`: "roc_auc", "neg_log_loss") it
+    matters how wrong an answer is. Then misclassified samples are attacked as
+    well, and the attack goes on after its success. Not every attack can: one
+    that looks for the closest example, `AutoAttack` and those that only ask
+    stop at the border and do less to such a score than is possible, which a
+    warning says.
+
+    Whether a score asks for more is seen when it is computed without an attack
+    first. The example of a sample for which a network has no answer counts as
+    one of another class.
 
     Examples
     --------
@@ -335,9 +408,34 @@ def score_adversarial(
     >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
     >>> score_adversarial(clf, X, y, PGD(eps=0.0, random_state=0)) == clf.score(X, y)
     True
+    >>> attack = PGD(eps=0.5, random_state=0)
+    >>> hit = score_adversarial(
+    ...     clf, X, y, attack, scoring="balanced_accuracy", attack_classes=[1]
+    ... )
+    >>> hit > score_adversarial(clf, X, y, attack, scoring="balanced_accuracy")
+    True
     """
-    run, y_true = _prepare(estimator, X, y, attack)
-    return _share(play(run, estimator, X, y_true).robust, sample_weight)
+    return scored(estimator, X, y, attack, scoring, attack_classes, sample_weight)
+
+
+def scored(estimator, X, y, attack, scoring, attack_classes, sample_weight, known=None):
+    """Return a score under attack; parameters as in :func:`score_adversarial` and `prepare`."""
+    run, y_true = prepare(estimator, X, y, attack, known)
+    chosen = chosen_samples(attack_classes, y_true, run.victim.classes)
+    if known is not None:
+        chosen = known if chosen is None else known & chosen
+    if scoring is None:
+        return _share(play(run, estimator, X, y_true, chosen=chosen).robust, sample_weight)
+    judge = Judge(scoring, estimator, run.victim, X)
+    with run.seeded():
+        y_pred = predicted_index(estimator, run.victim, run.X, X, run.batches)
+        clean = run.X if isinstance(run.X, np.ndarray) else copy_of(run.X)
+        judge.look(clean, y_pred, y_true, sample_weight)
+    judge.warn_about(run.attack)
+    how = {"chosen": chosen, "keep": judge.keep, "y_pred": y_pred}
+    outcome = play(run, estimator, X, y_true, keep_samples=True, **how)
+    with run.seeded():
+        return judge(outcome.X_adv, outcome.y_pred_adv, y_true, sample_weight)
 
 
 def boundary_error(
@@ -386,7 +484,7 @@ def boundary_error(
     >>> round(natural + boundary + score_adversarial(clf, X, y, attack), 12)
     1.0
     """
-    run, y_true = _prepare(estimator, X, y, attack)
+    run, y_true = prepare(estimator, X, y, attack)
     return _share(play(run, estimator, X, y_true).boundary, sample_weight)
 
 
@@ -396,31 +494,6 @@ def _share(hits, sample_weight):
         return float(hits.mean())
     weight = _check_sample_weight(sample_weight, hits[:, None], dtype=np.float64)
     return float(np.average(hits, weights=weight))
-
-
-@dataclass(frozen=True)
-class RobustAccuracy:
-    """An accuracy under attack with its confidence interval.
-
-    Attributes
-    ----------
-    accuracy, low, high : float
-        In [0, 1].
-    confidence : float
-    n_samples : int
-    """
-
-    accuracy: float
-    low: float
-    high: float
-    confidence: float
-    n_samples: int
-
-    def __str__(self):
-        return (
-            f"{self.accuracy:.3f} ({100 * self.confidence:g}% interval {self.low:.3f} to "
-            f"{self.high:.3f}, n={self.n_samples})"
-        )
 
 
 def robust_accuracy(
@@ -456,45 +529,10 @@ def robust_accuracy(
     >>> result.low <= result.accuracy <= result.high
     True
     """
-    run, y_true = _prepare(estimator, X, y, attack)
+    run, y_true = prepare(estimator, X, y, attack)
     robust = play(run, estimator, X, y_true).robust
     low, high = clopper_pearson_interval(int(robust.sum()), len(robust), confidence)
     return RobustAccuracy(float(robust.mean()), low, high, confidence, len(robust))
-
-
-def clopper_pearson_interval(
-    n_successes: int, n_trials: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Exact confidence interval of a proportion.
-
-    Parameters
-    ----------
-    n_successes, n_trials : int
-    confidence : float, default=0.95
-        Coverage, at least, in (0, 1).
-
-    Returns
-    -------
-    tuple of (float, float)
-
-    References
-    ----------
-    Clopper and Pearson (1934), "The use of confidence or fiducial limits
-    illustrated in the case of the binomial".
-
-    Examples
-    --------
-    >>> from robustsk.metrics import clopper_pearson_interval
-    >>> low, high = clopper_pearson_interval(0, 10)
-    >>> low, round(high, 4)
-    (0.0, 0.3085)
-    """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence!r}.")
-    if n_trials < 1 or not 0 <= n_successes <= n_trials:
-        raise ValueError(f"{n_successes} successes in {n_trials} trials is not possible.")
-    interval = binomtest(n_successes, n_trials).proportion_ci(confidence, method="exact")
-    return float(interval.low), float(interval.high)
 
 
 def attack_success_rate(
@@ -533,7 +571,7 @@ def attack_success_rate(
     """
     if over not in ("correct", "all"):
         raise ValueError(f"over must be 'correct' or 'all', got {over!r}.")
-    run, y_true = _prepare(estimator, X, y, attack)
+    run, y_true = prepare(estimator, X, y, attack)
     outcome = play(run, estimator, X, y_true)
     broken = ~outcome.robust
     if over == "all":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,27 @@ from torch.utils.data import Subset
 from .._containers import dataset_labels, is_dataset
 from ..attacks import BaseAttack
 from ..attacks.base import check_attack
-from ._scores import score_adversarial
+from ._scores import score_adversarial, scored
+from ._scoring import check_scorer
 
 
-def make_adversarial_scorer(attack: BaseAttack) -> AdversarialScorer:
+def make_adversarial_scorer(
+    attack: BaseAttack,
+    *,
+    scoring: str | Callable | None = None,
+    attack_classes: ArrayLike | None = None,
+) -> AdversarialScorer:
     """Make a scorer out of an attack, for `GridSearchCV` and the like.
 
     Parameters
     ----------
     attack : attack
         Used on every candidate as it is, so that candidates are comparable.
+    scoring : str or callable, default=None
+        What is computed under the attack, see :func:`score_adversarial`. None
+        means accuracy.
+    attack_classes : array-like or label, default=None
+        Only samples of these classes are attacked; None means all.
 
     Returns
     -------
@@ -43,26 +55,34 @@ def make_adversarial_scorer(attack: BaseAttack) -> AdversarialScorer:
     >>> scorer = make_adversarial_scorer(PGD(eps=0.3, random_state=0))
     >>> cross_val_score(LogisticRegression(max_iter=1000), X, y, scoring=scorer).shape
     (5,)
+    >>> make_adversarial_scorer(PGD(eps=0.3), scoring="recall", attack_classes=1)
+    make_adversarial_scorer(PGD(eps=0.3), scoring='recall', attack_classes=1)
     """
     check_attack(attack)
-    return AdversarialScorer(attack)
+    if scoring is not None:
+        check_scorer(scoring)
+    return AdversarialScorer(attack, scoring, attack_classes)
 
 
 class AdversarialScorer:
-    """Scorer that returns the accuracy under an attack; greater is better.
+    """Scorer that returns the accuracy, or another score, under an attack; greater is better.
 
     A sample of a class that the estimator has not been trained on, as happens in a fold that lacks
-    a rare class, is classified wrongly, as in any other accuracy.
+    a rare class, is classified wrongly, as in any other accuracy. It is not attacked.
 
     Parameters
     ----------
     attack : attack
+    scoring, attack_classes
+        As in :func:`make_adversarial_scorer`.
     """
 
     _sample_weight_request: bool | str | None = None
 
-    def __init__(self, attack):
+    def __init__(self, attack, scoring=None, attack_classes=None):
         self.attack = attack
+        self.scoring = scoring
+        self.attack_classes = attack_classes
 
     def set_score_request(self, *, sample_weight: bool | str | None = None) -> AdversarialScorer:
         """Say whether weights are to be passed on to the scorer by metadata routing.
@@ -98,8 +118,11 @@ class AdversarialScorer:
         y: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Return the accuracy of `estimator` under the attack."""
+        """Return the accuracy, or the score, of `estimator` under the attack."""
         known = _is_known(estimator, dataset_labels(X) if y is None and is_dataset(X) else y)
+        if self.scoring is not None or self.attack_classes is not None:
+            how = self.scoring, self.attack_classes, sample_weight
+            return scored(estimator, X, y, self.attack, *how, known)
         share = 1.0
         if known is not None and not known.all():
             weight = np.ones(len(known)) if sample_weight is None else np.asarray(sample_weight)
@@ -113,7 +136,9 @@ class AdversarialScorer:
         return share * score_adversarial(estimator, X, y, self.attack, sample_weight=sample_weight)
 
     def __repr__(self):
-        return f"make_adversarial_scorer({self.attack!r})"
+        own = {"scoring": self.scoring, "attack_classes": self.attack_classes}
+        given = [f", {name}={value!r}" for name, value in own.items() if value is not None]
+        return f"make_adversarial_scorer({self.attack!r}{''.join(given)})"
 
 
 def _is_known(estimator, y):

@@ -141,17 +141,21 @@ class Columns:
         """
         return self._maker.frame(self, np.asarray(values))
 
-    def numbers(self, values):
-        """Return rows of numbers as the array that a network takes."""
-        if self.coded.any():
-            named = [
-                n for n, column in zip(self.names, self.columns, strict=True) if column.is_coded
-            ]
+    def check_numbers(self):
+        """Raise if there is something that a network does not take."""
+        columns = list(zip(self.names, self.columns, strict=True))
+        labels = [name for name, column in columns if column.is_coded]
+        if labels:
             raise TypeError(
-                f"A network takes numbers, and {named[:10]} hold labels: put an encoder before it, "
-                "make_pipeline(ColumnTransformer([...]), net)."
+                f"A network takes numbers, and {labels[:10]} hold labels: put an encoder before "
+                "it, make_pipeline(ColumnTransformer([...]), net)."
             )
-        return np.where(is_missing(values), np.nan, np.asarray(values))
+        lost = [name for name, column in columns if column.has_missing]
+        if lost:
+            raise ValueError(
+                f"A network takes no missing values, and {lost[:10]} have some: put a "
+                "SimpleImputer before it, make_pipeline(SimpleImputer(), net)."
+            )
 
     def restore(self, values, X):
         """Return numbers as the table `X` with what has changed, all else being as it was.

@@ -49,7 +49,7 @@ def _of_estimator(estimator, X, columns=None):
 
 def _of_net(net, X, columns=None):
     if isinstance(X, TableRows):
-        X = X.space.columns_.numbers(X)
+        X = np.asarray(X)
     dtype = precision_of(net)
     if dtype is not None:
         X = X.astype(dtype, copy=False)

@@ -25,7 +25,7 @@ from torch import nn
 
 from .._validation import check_classifies
 from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
-from ._columns import reading
+from ._columns import columns_read, reading
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
 from .converters import convert, convert_step, real_steps
@@ -128,6 +128,8 @@ def _victim(model, attack, access):
         if access not in ("scores", "labels") and not model.differentiable:
             raise no_gradient(attack, model.name)
         return model
+    if columns_read() is not None and (isinstance(model, nn.Module) or is_net(model)):
+        columns_read().check_numbers()
     if isinstance(model, nn.Module):
         check_has_weights(model)
         return Victim(model)

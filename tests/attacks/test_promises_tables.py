@@ -131,7 +131,8 @@ def test_a_mixed_table_comes_back_as_one_of_its_space(cls, norm, mixed):
     attack = make(cls, clf, norm=norm, eps=EPS[norm], space=space, random_state=0).fit(X)
     after = attack.generate(rows, y[:12])
     pd.testing.assert_series_equal(after.dtypes, rows.dtypes)
-    assert after.index.equals(rows.index) and list(after.columns) == list(X.columns)
+    assert after.index.equals(rows.index)
+    assert list(after.columns) == list(X.columns)
     assert list(after.grade.cat.categories) == list(X.grade.cat.categories)
     limits = {
         "age": range_of(X.age, step=1),
@@ -144,7 +145,8 @@ def test_a_mixed_table_comes_back_as_one_of_its_space(cls, norm, mixed):
         "grade": set("abcd"),
     }
     assert moves_of(rows, after, limits, norm, EPS[norm]) == []
-    assert after.since.equals(rows.since) and after.flag.equals(rows.flag)
+    assert after.since.equals(rows.since)
+    assert after.flag.equals(rows.flag)
     # the columns in another order are attacked alike
     shuffled = rows[list(X.columns[::-1])]
     again = attack.generate(shuffled, y[:12])
@@ -168,7 +170,8 @@ def test_numbers_come_back_as_ones_of_their_space(cls, norm, numbers):
     attack = make(cls, clf, norm=norm, eps=EPS[norm], space=space, random_state=0).fit(X)
     rows = X[:12]
     after = attack.generate(rows, y[:12])
-    assert after.shape == rows.shape and after.dtype == rows.dtype
+    assert after.shape == rows.shape
+    assert after.dtype == rows.dtype
     before, after = pd.DataFrame(rows), pd.DataFrame(after)
     limits = {
         0: range_of(pd.Series(X[:, 0])),
@@ -178,7 +181,8 @@ def test_numbers_come_back_as_ones_of_their_space(cls, norm, numbers):
     }
     assert moves_of(before[[0, 1, 2, 3]], after[[0, 1, 2, 3]], limits, norm, EPS[norm]) == []
     group = after[[4, 5, 6]].to_numpy()
-    assert np.isin(group, (0, 1)).all() and (group.sum(axis=1) == 1).all()
+    assert np.isin(group, (0, 1)).all()
+    assert (group.sum(axis=1) == 1).all()
 
 
 @pytest.mark.parametrize("cls", ids(ATTACKS))

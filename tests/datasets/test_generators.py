@@ -1,4 +1,7 @@
+import sys
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose
@@ -7,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from robustsk.datasets import (
     make_concentric_spheres,
+    make_loans,
     make_robust_nonrobust,
     make_striped_images,
     make_three_clusters,
@@ -17,6 +21,7 @@ GENERATORS = [
     make_concentric_spheres,
     make_robust_nonrobust,
     make_three_clusters,
+    make_loans,
 ]
 
 
@@ -34,7 +39,10 @@ class TestRandomState:
     def test_instance_moves_on(self, make):
         rng = np.random.RandomState(3)
         first, second = make(50, random_state=rng)[0], make(50, random_state=rng)[0]
-        np.testing.assert_array_equal(first, make(50, random_state=3)[0])
+        # the recipe of the loans is one for a generator of the other kind
+        seed = np.random.RandomState(3) if make is make_loans else 3
+        again = make(50, random_state=seed)[0]
+        np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, second)
 
     def test_global_generators_do_not_move(self, make):
@@ -231,3 +239,46 @@ def test_three_clusters():
     assert not np.array_equal(y[:100], np.sort(y[:100]))
     with pytest.raises(ValueError, match="sum to 1"):
         make_three_clusters(shares=(0.5, 0.5, 0.5))
+
+
+# --- loans ---------------------------------------------------------------------------
+
+
+def test_loans_are_those_of_the_recipe():
+    X, y = make_loans(random_state=0)
+    assert X.shape == (2400, 7)
+    assert y.mean() == 0.58625
+    assert_allclose(X["income"].mean(), 37037.1406, atol=5e-5)
+    first = X.iloc[0].to_dict()
+    assert (first["age"], first["income"]) == (67, 56449.95)
+    assert (first["purpose"], first["housing"]) == ("other", "rent")
+
+
+def test_loans_have_the_types_and_the_rule_of_a_table():
+    X, y = make_loans(500, random_state=1)
+    assert list(X) == ["age", "income", "amount", "n_total", "n_open", "purpose", "housing"]
+    for name in ("age", "n_total", "n_open"):
+        assert X[name].dtype == np.int64
+    for name in ("income", "amount"):
+        assert X[name].dtype == np.float64
+        assert_allclose(X[name], X[name].round(2), rtol=0)
+    for name in ("purpose", "housing"):
+        assert pd.api.types.is_string_dtype(X[name])
+    assert set(X["purpose"]) == {"car", "debt", "house", "other"}
+    assert set(X["housing"]) == {"own", "rent", "loan"}
+    assert X["n_open"].ge(0).all()
+    assert (X["n_open"] < X["n_total"]).all()  # a share of less than one, rounded down
+    assert X["age"].between(18, 75).all()
+    # the risk without its noise tells most of the classes
+    risk = 1.2 * (2 * X["amount"] / X["income"] - 1) + 0.05 * (X["n_open"] - 5)
+    risk -= 0.02 * (X["age"] - 45)
+    risk += X["purpose"].map({"car": -0.5, "debt": 0.4, "house": -0.3, "other": 0.2})
+    risk += X["housing"].map({"own": -0.4, "rent": 0.4, "loan": 0.0})
+    noise = norm.cdf(risk / 0.5)
+    assert abs(np.mean((risk > 0) == y) - np.maximum(noise, 1 - noise).mean()) < 0.05
+
+
+def test_loans_need_pandas(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"requires pandas.*pip install pandas"):
+        make_loans(10)

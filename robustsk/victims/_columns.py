@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .._containers import to_array
-from ._frames import MISSING, is_missing, is_polars, maker_of
+from ._frames import MISSING, is_polars, maker_of
 
 
 class Columns:

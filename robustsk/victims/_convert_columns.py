@@ -11,15 +11,14 @@ from sklearn.utils import _safe_indexing
 from torch import nn
 
 from ._checks import NoGradientError
+from ._columns import columns_read, reading
 from ._convert_transformers import Select, double, transformed
 from .converters import (
     Chain,
     LacksGradient,
     is_flat,
-    of_table,
     real_steps,
     rebuild,
-    table,
     to_module,
 )
 
@@ -51,15 +50,16 @@ class _Branches(nn.Module):
 
 @to_module.register
 def _(step: ColumnTransformer):
-    seen, weights = table(), (step.transformer_weights or {}).get
+    seen, weights = columns_read(), (step.transformer_weights or {}).get
     branches, used = [], []
     for name, transformer, wanted in step.transformers_:
         places = step._transformer_to_input_indices[name]
         if _is(transformer, "drop") or not len(places):
             continue
-        if seen is not None and getattr(step, "feature_names_in_", None) is not None:
-            names = list(seen.names)
-            places = [names.index(step.feature_names_in_[place]) for place in places]
+        if seen is not None:
+            wrote = getattr(step, "feature_names_in_", None) if seen.has_names else None
+            wrote = seen.given if wrote is None else wrote
+            places = [seen.names.index(wrote[place]) for place in places]
         part = None if seen is None else _Part(seen, places, np.isscalar(wanted))
         branches.append(Chain(Select(places), _branch(transformer, part)))
         used.append(weights(name))
@@ -72,7 +72,7 @@ def _(step: FeatureUnion):
     branches, used = [], []
     for name, transformer in step.transformer_list:
         if not _is(transformer, "drop"):
-            branches.append(_branch(transformer, table()))
+            branches.append(_branch(transformer, columns_read()))
             used.append(weights(name))
     return _Branches(branches, used)
 
@@ -84,7 +84,7 @@ def _is(transformer, word):
 def _branch(transformer, seen):
     if _is(transformer, "passthrough"):
         return nn.Identity() if seen is None else as_numbers(seen)
-    with of_table(seen):
+    with reading(seen):
         return rebuild(transformer, is_step=True)
 
 
@@ -102,7 +102,9 @@ class _Part:
 
     def __init__(self, columns, places, is_single):
         self._whole, self._places, self._is_single = columns, list(places), is_single
-        self.names = [columns.names[place] for place in self._places]
+        self.names = self.given = [columns.names[place] for place in self._places]
+        self.has_names = columns.has_names
+        self._shown = [columns.given.index(name) for name in self.names]
         self.coded = np.asarray(columns.coded)[self._places]
         self.fills = np.asarray(columns.fills)[self._places]
 
@@ -114,7 +116,7 @@ class _Part:
         """Return the columns with their own types."""
         whole = np.zeros((len(values), len(self._whole.names)))
         whole[:, self._places] = values
-        wanted = self._places[0] if self._is_single else self._places
+        wanted = self._shown[0] if self._is_single else self._shown
         return _safe_indexing(self._whole.frame(whole), wanted, axis=1)
 
 
@@ -122,7 +124,7 @@ class _Plain:
     """A table of numbers that stand for themselves."""
 
     def __init__(self, n_columns):
-        self.names = list(range(n_columns))
+        self.names = self.given = list(range(n_columns))
         self.coded = np.zeros(n_columns, dtype=bool)
         self.fills = np.full(n_columns, np.nan)
 
@@ -135,22 +137,27 @@ class _Plain:
 
 
 class _Numbers(nn.Module):
-    """Numbers in the place of codes, and NaN in that of what is missing."""
+    """Numbers in the place of codes, NaN in that of what is missing, the columns in their order."""
 
-    def __init__(self, coded, fills, values):
+    def __init__(self, coded, fills, values, order):
         super().__init__()
         self.is_flat = bool(coded.all())
         sizes = [len(own) for own in values]
         starts = np.cumsum([0, *sizes[:-1]]).astype(np.int64)
         self.register_buffer("fills", double(fills))
         self.register_buffer("values", double(np.concatenate(values)))
-        for name, value in (("coded", coded), ("starts", starts), ("sizes", np.array(sizes))):
+        for name, value in (
+            ("coded", coded),
+            ("starts", starts),
+            ("sizes", np.array(sizes)),
+            ("order", np.array(order, dtype=np.int64)),
+        ):
             self.register_buffer(name, torch.as_tensor(value))
 
     def forward(self, x):
         codes = _codes(x, self.sizes)
         x = torch.where(x == self.fills, torch.nan, x)
-        return torch.where(self.coded, self.values[self.starts + codes], x)
+        return torch.where(self.coded, self.values[self.starts + codes], x)[:, self.order]
 
 
 def _codes(x, sizes):
@@ -173,13 +180,15 @@ def as_numbers(columns):
             continue
         codes = np.zeros((columns.n_values(column), len(columns.coded)))
         codes[:, column] = np.arange(len(codes))
-        shown = _safe_indexing(_table_of(columns.frame(codes)), column, axis=1)
+        shown = _table_of(columns.frame(codes))
+        shown = _safe_indexing(shown, columns.given.index(columns.names[column]), axis=1)
         try:
             values.append(_as_floats(shown))
         except (TypeError, ValueError) as error:
             name = columns.names[column]
             raise LacksGradient(f"what is made of strings in column {name!r}") from error
-    return _Numbers(np.asarray(columns.coded), np.asarray(columns.fills), values)
+    order = [columns.names.index(name) for name in columns.given]
+    return _Numbers(np.asarray(columns.coded), np.asarray(columns.fills), values, order)
 
 
 def _table_of(shown):
@@ -209,11 +218,11 @@ def from_table(estimator, build, can_be_tabulated):
     can_be_tabulated : bool
         Whether what it transforms is wanted.
     """
-    seen = table()
+    seen = columns_read()
     if can_be_tabulated and seen.coded.all():
         return tabulated(estimator, seen)
     try:
-        with of_table(None):
+        with reading(None):
             return Chain(as_numbers(seen), build(estimator).double())
     except NoGradientError:
         if not can_be_tabulated:
@@ -330,8 +339,8 @@ def _known_values(estimator, columns):
         return None
     try:
         return [
-            None if is_coded else _as_floats(own)
-            for is_coded, own in zip(columns.coded, held, strict=True)
+            None if is_coded else _as_floats(held[columns.given.index(name)])
+            for is_coded, name in zip(columns.coded, columns.names, strict=True)
         ]
     except (TypeError, ValueError):  # strings where there are none in the table
         return None

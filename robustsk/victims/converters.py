@@ -1,16 +1,14 @@
 """Fitted scikit-learn objects, rebuilt in torch in float64.
 
-This is the door: who is asked for a module, and what a table with strings is to it. The modules
-stand in `_convert_transformers`, `_convert_columns` and `_convert_classifiers`, which register
-themselves here.
+This is the door: who is asked for a module, and who sees the table. The modules are in those called
+`_convert_...`, which register themselves here: transformers of numbers, those made of pieces,
+functions, columns and tables, classifiers, and what is made of other classifiers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
 from sklearn.base import is_classifier
@@ -23,37 +21,15 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from torch import nn
 
 from ._checks import NoGradientError, check_victim_fitted, no_gradient
+from ._columns import columns_read, reading
 from .ensemble import Member
 from .nets import is_net, net_victim
 from .queried import Transformed
 from .victim import STRAIGHT_THROUGH
 
-_TABLE: ContextVar[Any] = ContextVar("table", default=None)
-
 
 class LacksGradient(NoGradientError):
     """Raised with the name of the part that has no gradient, of which a sentence is made later."""
-
-
-@contextmanager
-def of_table(columns):
-    """Have what is converted in this context see a table with strings, or an array of numbers.
-
-    Parameters
-    ----------
-    columns : Columns or None
-        Tell what the numbers of a victim mean to a fitted estimator. None means themselves.
-    """
-    token = _TABLE.set(columns)
-    try:
-        yield
-    finally:
-        _TABLE.reset(token)
-
-
-def table():
-    """Return the columns that what is converted sees, None where they are numbers."""
-    return _TABLE.get()
 
 
 def real_steps(pipeline):
@@ -117,7 +93,7 @@ def convert(estimator, attack, columns=None, is_step=False, build=None):
         Name of the attack, for the error message.
     columns : Columns, optional
         Of the table that it sees: the module does with ``x`` what the estimator does with
-        ``columns.frame(x)``. None means what :func:`of_table` says.
+        ``columns.frame(x)``. None means those that are read.
     is_step : bool, default=False
         Whether its `transform` is wanted, in case it has a `predict` as well.
     build : callable, optional
@@ -129,7 +105,7 @@ def convert(estimator, attack, columns=None, is_step=False, build=None):
         If no gradient can flow through it.
     """
     try:
-        with of_table(table() if columns is None else columns):
+        with reading(columns_read() if columns is None else columns):
             module = rebuild(estimator, is_step) if build is None else build(estimator)
         if is_flat(module):
             raise LacksGradient(type(estimator).__name__)
@@ -145,15 +121,15 @@ def convert_steps(steps, attack, access):
 
     A step without a gradient is run as it is where the attack can do without.
     """
-    modules, seen = [], table()
+    modules, seen = [], columns_read()
     for step in steps:
-        with of_table(seen):
+        with reading(seen):
             try:
                 modules.append(convert(step, attack, is_step=True))
             except NoGradientError:
                 if access != STRAIGHT_THROUGH:
                     raise
-                modules.append(Transformed(step, seen))
+                modules.append(Transformed(step))
         seen = None
     return modules
 
@@ -197,7 +173,7 @@ def rebuild(estimator, is_step=False):
     build = to_step if is_step else to_module
     if isinstance(estimator, tuple(_OPENS_TABLES)):
         return build(estimator)  # of parts that are in float64, and networks that are not
-    if table() is None:
+    if columns_read() is None:
         return build(estimator).double()
     return from_table(estimator, build, transforms(estimator, is_step))
 
@@ -237,30 +213,34 @@ def _(pipeline: Pipeline):
 
 
 def _chain(pipeline, is_step):
-    seen, can_be_tabulated = table(), transforms(pipeline, is_step)
+    seen, can_be_tabulated = columns_read(), transforms(pipeline, is_step)
     if seen is not None and can_be_tabulated and seen.coded.all():
         return tabulated(pipeline, seen)
     try:
-        return Chain(*_links(real_steps(pipeline), is_step))
+        return chained(pipeline, partial(rebuild, is_step=is_step))
     except NoGradientError:
         if seen is None or not can_be_tabulated:
             raise
         return tabulated(pipeline, seen)
 
 
-def _links(steps, is_step):
-    modules, seen = [], table()
-    for number, step in enumerate(steps):
-        with of_table(seen):
-            modules.append(rebuild(step, is_step or number < len(steps) - 1))
+def chained(pipeline, build):
+    """Return the module of a pipeline, of which `build` makes that of the last step."""
+    steps, seen, modules = real_steps(pipeline), columns_read(), []
+    for step in steps[:-1]:
+        with reading(seen):
+            modules.append(rebuild(step, is_step=True))
         seen = None
-    if seen is not None:  # there are no steps: the table is taken for numbers
+    if steps:
+        with reading(seen):
+            modules.append(build(steps[-1]))
+    elif seen is not None:  # the table is taken for numbers
         modules.append(as_numbers(seen))
-    return modules
+    return Chain(*modules)
 
 
 # they register what they convert, and need the door for what is inside
 from ._convert_columns import as_numbers, from_table, tabulated  # noqa: E402
 from ._convert_transformers import by_attributes  # noqa: E402
 
-from . import _convert_classifiers, _convert_functions, _convert_pieces  # noqa: E402, F401  # isort: skip
+from . import _convert_functions, _convert_meta, _convert_pieces  # noqa: E402, F401  # isort: skip

@@ -204,18 +204,13 @@ class Transformed(_Asked):
     Parameters
     ----------
     estimator : fitted transformer
-    table : Columns, optional
-        Of the table that it sees; the batch holds codes.
     """
 
-    def __init__(self, estimator, table=None):
+    def __init__(self, estimator):
         super().__init__(estimator, None)
-        self.table = table
 
     def forward(self, x):
         """Return the transformed batch."""
-        values = None if self.table is None else x.detach().cpu().numpy()
-        rows = self.rows(x) if values is None else self.table.frame(values)
-        result = self.estimator.transform(rows)
+        result = self.estimator.transform(self.rows(x))
         result = result.toarray() if issparse(result) else np.asarray(result)
         return torch.from_numpy(result.astype(np.float64)).to(x.device)

@@ -24,12 +24,12 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 
 from .._validation import check_classifies
-from ._columns import reading
 from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
-from ._convert_classifiers import has_own_probabilities, log_probabilities
+from ._columns import columns_read, reading
+from ._convert_meta import has_own_probabilities, log_probabilities
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
-from .converters import convert, convert_steps, of_table, real_steps, table
+from .converters import convert, convert_steps, real_steps
 from .engine import get_members
 from .ensemble import join_victims
 from .nets import is_net, net_victim
@@ -257,7 +257,7 @@ class _Chain(nn.Module):
 def _pipeline_victim(pipeline, attack, access):
     *steps, last = real_steps(pipeline)
     modules = convert_steps(steps, attack, access)
-    with of_table(None if steps else table()):
+    with reading(None if steps else columns_read()):
         victim = as_victim(last, attack=attack, access=access)
     chain = _Chain(modules, victim).to(victim.device)
     joined = Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")

@@ -263,6 +263,7 @@ def test_calibration_with_a_class_that_a_part_has_not_seen():
         assert_allclose(proba, model.predict_proba(X), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_network_inside():
     X, y = data_of(3)
     net = StandardClassifier(max_epochs=3, random_state=0, device="cpu").fit(X, y)

@@ -27,52 +27,10 @@ from sklearn.preprocessing import (
     TargetEncoder,
 )
 
+from robustsk import PGD, score_adversarial
 from robustsk.attacks import NoGradientError, as_victim, register_converter
-from robustsk.victims.converters import convert, of_table, to_module
-
-
-class Table:
-    """Strings, categories and flags as codes, what is missing as a number that stands for it."""
-
-    def __init__(self, frame):
-        self.names = list(frame.columns)
-        self.dtypes = frame.dtypes
-        numbers = [pd.api.types.is_numeric_dtype(t) and t != bool for t in frame.dtypes]
-        self.coded = ~np.array(numbers)
-        self.values, self.fills = [], np.full(len(self.names), np.nan)
-        for j, name in enumerate(self.names):
-            column = frame[name]
-            if self.coded[j]:
-                known = sorted(column.dropna().unique())
-                self.values.append(known + [None] * bool(column.isna().any()))
-            else:
-                self.values.append(None)
-                self.fills[j] = -99.0 if column.isna().any() else np.nan
-
-    def n_values(self, column):
-        return len(self.values[column])
-
-    def encode(self, frame):
-        encoded = np.zeros(frame.shape)
-        for j, name in enumerate(self.names):
-            column = frame[name]
-            if self.coded[j]:
-                places = {value: code for code, value in enumerate(self.values[j])}
-                encoded[:, j] = [places[None if v != v else v] for v in column.astype(object)]
-            else:
-                encoded[:, j] = column.fillna(self.fills[j])
-        return encoded
-
-    def frame(self, values):
-        columns = {}
-        for j, name in enumerate(self.names):
-            if self.coded[j]:
-                held = [self.values[j][int(code)] for code in values[:, j]]
-                columns[name] = pd.Series(held, dtype=self.dtypes[name])
-            else:
-                column = np.where(values[:, j] == self.fills[j], np.nan, values[:, j])
-                columns[name] = pd.Series(column)
-        return pd.DataFrame(columns)
+from robustsk.victims._columns import Columns
+from robustsk.victims.converters import convert, to_module
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +63,13 @@ def asked(step, X):
 
 def assert_same(step, frame, moved=True):
     """Compare the module with the transformer, on rows that are there and on mixed ones."""
-    columns = Table(frame)
+    columns = Columns(frame)
     module = convert(step, "PGD", columns=columns, is_step=True)
     X = columns.encode(frame)
     rng = np.random.default_rng(1)
     mixed = np.column_stack([rng.permutation(column) for column in X.T])
     if moved:
-        mixed[:, ~columns.coded] *= 1.01
+        mixed = np.where(columns.coded | (mixed == columns.fills), mixed, 1.01 * mixed)
     for rows in (X, mixed):
         expected = asked(step, columns.frame(rows))
         for body in (module, copy.deepcopy(module)):
@@ -138,10 +96,12 @@ GROUPS = [
 ]
 
 
-@pytest.mark.parametrize("remainder", ["drop", "passthrough", MinMaxScaler()], ids=repr)
-@pytest.mark.parametrize("groups", GROUPS, ids=range(len(GROUPS)))
-def test_column_transformer(groups, remainder):
-    X = pd.DataFrame(np.random.default_rng(0).normal(size=(30, 5)), columns=[f"x{j}" for j in range(5)])
+@pytest.mark.parametrize("number", range(len(GROUPS)))
+def test_column_transformer(number):
+    groups, remainder = GROUPS[number], ["drop", "passthrough", MinMaxScaler()][number % 3]
+    X = pd.DataFrame(
+        np.random.default_rng(0).normal(size=(30, 5)), columns=[f"x{j}" for j in range(5)]
+    )
     step = ColumnTransformer(
         copy.deepcopy(groups), remainder=remainder, transformer_weights={"a": 3.0}
     ).fit(X)
@@ -152,7 +112,9 @@ def test_column_transformer(groups, remainder):
     jacobian = torch.autograd.functional.jacobian(lambda x: module(x)[0], x)[:, 0]
     for column in range(5):
         away = 1e-6 * np.eye(5)[[column]]
-        sides = [asked(step, pd.DataFrame(values[:1] + s * away, columns=X.columns)) for s in (1, -1)]
+        sides = [
+            asked(step, pd.DataFrame(values[:1] + s * away, columns=X.columns)) for s in (1, -1)
+        ]
         assert_allclose(jacobian[:, column], (sides[0] - sides[1])[0] / 2e-6, atol=1e-6)
 
 
@@ -185,7 +147,7 @@ ENCODERS = {
     "rare": OneHotEncoder(min_frequency=0.1, handle_unknown="infrequent_if_exist"),
     "few": OneHotEncoder(max_categories=2),
     "ordinal": OrdinalEncoder(),
-    "target": TargetEncoder(random_state=0),
+    "target": TargetEncoder(),
     "imputed": make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder()),
     "scaled": make_pipeline(OrdinalEncoder(), MinMaxScaler(), PolynomialFeatures(1)),
     "function": FunctionTransformer(
@@ -205,10 +167,13 @@ def test_encoders(name, has_gaps, loans):
         frame = frame.assign(housing=loans[0]["housing"])
     numbers = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler())
     step = ColumnTransformer(
-        [("code", copy.deepcopy(ENCODERS[name]), ["purpose", "housing"]), ("scale", numbers, NUMBERS)]
+        [
+            ("code", copy.deepcopy(ENCODERS[name]), ["purpose", "housing"]),
+            ("scale", numbers, NUMBERS),
+        ]
     ).fit(frame, y)
     _, gradient = assert_same(step, frame)
-    assert gradient[:, 0].all()
+    assert gradient[:, list(Columns(frame).names).index("age")].all()
 
 
 def test_one_column_alone(loans):
@@ -222,7 +187,9 @@ def test_one_column_alone(loans):
 def test_flags_are_numbers_and_names_are_obeyed(loans):
     frame = loans[0]
     step = ColumnTransformer([("scale", StandardScaler(), ["rooms", "married", "age"])]).fit(frame)
-    _, gradient = assert_same(step, frame[["married", "purpose", *frame.columns.drop(["married", "purpose"])]])
+    _, gradient = assert_same(
+        step, frame[["married", "purpose", *frame.columns.drop(["married", "purpose"])]]
+    )
     assert gradient.any(axis=0).sum() == 2
     step = ColumnTransformer([("same", "passthrough", ["married", "age"])]).fit(frame)
     assert_same(step, frame)
@@ -252,12 +219,12 @@ def test_encoder_of_strings_and_numbers(loans):
 
 
 def test_values_that_were_not_there_in_training(loans):
-    frame, _, y = loans
+    frame = loans[0]
     known = (frame["purpose"] != "other").to_numpy()
     step = ColumnTransformer(
         [("code", OneHotEncoder(), ["purpose"]), ("scale", StandardScaler(), ["age"])]
     ).fit(frame[known])
-    columns = Table(frame)
+    columns = Columns(frame)
     module = convert(step, None, columns=columns)
     rows = columns.encode(frame)[known]
     assert_allclose(module(torch.tensor(rows)), asked(step, columns.frame(rows)), atol=1e-9)
@@ -269,28 +236,32 @@ def joined(frame):
 
 
 def test_columns_that_cannot_be_taken_apart(loans):
-    frame, _, y = loans
+    frame = loans[0]
     step = ColumnTransformer(
-        [("both", FunctionTransformer(joined), ["purpose", "housing"]), ("a", StandardScaler(), ["age"])]
+        [
+            ("both", FunctionTransformer(joined), ["purpose", "housing"]),
+            ("a", StandardScaler(), ["age"]),
+        ]
     ).fit(frame)
     with pytest.raises(NoGradientError, match="PGD follows gradients and FunctionTransformer has"):
-        convert(step, "PGD", columns=Table(frame))
+        convert(step, "PGD", columns=Columns(frame))
     step = ColumnTransformer([("a", "passthrough", ["age", "purpose"])]).fit(frame)
     with pytest.raises(NoGradientError, match="PGD follows gradients and FunctionTransformer has"):
-        convert(step, "PGD", columns=Table(frame))
-    with pytest.raises(NoGradientError, match="LogisticRegression of strings in column 'purpose'"):
-        convert(LogisticRegression().fit(np.eye(6), [0, 1, 0, 1, 0, 1]), "PGD", columns=Table(frame))
+        convert(step, "PGD", columns=Columns(frame))
+    with pytest.raises(
+        NoGradientError, match="what is made of strings in column 'housing' has none"
+    ):
+        convert(
+            LogisticRegression().fit(np.eye(6), [0, 1, 0, 1, 0, 1]), "PGD", columns=Columns(frame)
+        )
 
 
 def test_no_column_has_a_gradient(loans):
     frame, _, y = loans
     strings = frame[["purpose", "housing"]]
     model = make_pipeline(OneHotEncoder(), LogisticRegression()).fit(strings, y)
-    with (
-        of_table(Table(strings)),
-        pytest.raises(NoGradientError, match="PGD follows gradients and OneHotEncoder has none"),
-    ):
-        as_victim(model, attack="PGD")
+    with pytest.raises(NoGradientError, match="PGD follows gradients and OneHotEncoder has none"):
+        as_victim(model, attack="PGD", columns=Columns(strings))
 
 
 def pipeline_of(last):
@@ -317,7 +288,9 @@ MODELS = {
     "stack": StackingClassifier(
         [("a", pipeline_of(LogisticRegression())), ("b", pipeline_of(GaussianNB()))], cv=2
     ),
-    "nested": Pipeline([("in", Pipeline(pipeline_of(StandardScaler()).steps)), ("m", GaussianNB())]),
+    "nested": Pipeline(
+        [("in", Pipeline(pipeline_of(StandardScaler()).steps)), ("m", GaussianNB())]
+    ),
 }
 
 
@@ -330,9 +303,8 @@ def test_victims_of_tables(name, loans):
         if name == "nested":
             model.set_params(**{"in__columntransformer__codes__sparse_output": False})
         model.fit(gaps, y)
-    columns = Table(gaps)
-    with of_table(columns):
-        victim = as_victim(model, attack="PGD")
+    columns = Columns(gaps)
+    victim = as_victim(model, attack="PGD", columns=columns)
     X = columns.encode(gaps)
     found = torch.softmax(victim.logits(X), 1)
     assert_allclose(found, model.predict_proba(gaps), rtol=1e-9, atol=1e-9)
@@ -340,9 +312,9 @@ def test_victims_of_tables(name, loans):
     with victim.frozen() as seen:
         (gradient,) = torch.autograd.grad(seen(x)[:, 1].sum(), x)
     assert gradient.isfinite().all()
-    assert gradient[:, 0].any()
+    assert gradient[:, columns.names.index("age")].any()
     assert not gradient[:, columns.coded].any()
-    assert not gradient[torch.tensor(X == columns.fills)].any()
+    assert not gradient[torch.tensor(columns.fills == X)].any()
 
 
 def test_straight_through_a_step_of_a_table(loans):
@@ -350,11 +322,43 @@ def test_straight_through_a_step_of_a_table(loans):
     some = frame[["purpose", "age"]]
     function = FunctionTransformer(lambda f: np.c_[f["purpose"].str.len() * f["age"], f["age"]])
     model = make_pipeline(function, StandardScaler(), LogisticRegression()).fit(some, y)
-    columns = Table(some)
-    with of_table(columns):
-        victim = as_victim(model, attack="BPDA", access="straight-through")
+    columns = Columns(some)
+    victim = as_victim(model, attack="BPDA", access="straight-through", columns=columns)
     found = victim.logits(columns.encode(some))
     assert_allclose(found[:, 1] - found[:, 0], model.decision_function(some), rtol=1e-9)
+
+
+class Wrong(StandardScaler):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["numbers", "table"])
+def test_a_part_that_does_something_else_is_found_out(kind, loans):
+    frame, _, y = loans
+    groups = [("a", Wrong(), NUMBERS), ("b", OneHotEncoder(), ["purpose"])]
+    frame = frame[NUMBERS] if kind == "numbers" else frame
+    step = ColumnTransformer(groups[:1] if kind == "numbers" else groups)
+    model = make_pipeline(step, LogisticRegression()).fit(frame, y)
+    attack = PGD(eps=0.1, n_steps=2, random_state=0)
+    register_converter(Wrong, lambda fitted: to_module.dispatch(StandardScaler)(fitted))
+    assert score_adversarial(model, frame, y, attack) <= model.score(frame, y)
+    register_converter(Wrong, lambda fitted: torch.nn.Identity())
+    with pytest.raises(ValueError, match="`predict` of Pipeline contradicts"):
+        score_adversarial(model, frame, y, attack)
+
+
+@pytest.mark.parametrize("container", ["pandas", "polars"])
+def test_attack_on_a_table(container, loans):
+    gaps, y = loans[0][["rooms", "purpose", "age", "income"]], loans[2]
+    codes = OneHotEncoder(handle_unknown="ignore")
+    columns = ColumnTransformer([("c", codes, ["purpose"]), ("n", StandardScaler(), NUMBERS)])
+    eps = {name: 0.0 if name == "purpose" else 0.5 * gaps[name].std() for name in gaps}
+    if container == "polars":
+        polars = pytest.importorskip("polars")
+        gaps = polars.DataFrame({name: gaps[name].to_list() for name in gaps})
+    model = make_pipeline(columns, LogisticRegression()).fit(gaps, y)
+    attack = PGD(eps=eps, random_state=0)
+    assert score_adversarial(model, gaps, y, attack) < model.score(gaps, y) - 0.1
 
 
 class Shift(StandardScaler):
@@ -372,7 +376,8 @@ def test_a_converter_of_ones_own_wins(loans):
         return torch.nn.Identity()
 
     register_converter(Shift, build)
-    module = convert(step, None, columns=Table(frame))
+    module = convert(step, None, columns=Columns(frame))
     assert called == [step.named_transformers_["a"]]
-    assert_array_equal(module(torch.tensor(Table(frame).encode(frame)))[:, 0], frame["age"])
+    rows = torch.tensor(Columns(frame).encode(frame))
+    assert_array_equal(module(rows)[:, 0], frame["age"])
     assert to_module.dispatch(Shift) is build

@@ -1,35 +1,35 @@
-"""Fitted scikit-learn objects, rebuilt in torch in float64."""
+"""Fitted scikit-learn objects, rebuilt in torch in float64.
+
+This is the door: who is asked for a module, and who sees the table. The modules are in those called
+`_convert_...`, which register themselves here: transformers of numbers, those made of pieces,
+functions, columns and tables, classifiers, and what is made of other classifiers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
-import numpy as np
-import torch
-from scipy.sparse import issparse
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.base import is_classifier
+from sklearn.compose import ColumnTransformer
+from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, RidgeClassifier, SGDClassifier
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import (
-    FunctionTransformer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    Normalizer,
-    RobustScaler,
-    StandardScaler,
-)
-from sklearn.svm import LinearSVC
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.pipeline import FeatureUnion, Pipeline
 from torch import nn
 
-from .._tensors import clamp_through
 from ._checks import NoGradientError, check_victim_fitted, no_gradient
+from ._columns import columns_read, reading
+from .ensemble import Member
+from .nets import is_net, net_victim
 from .queried import Transformed
 from .victim import STRAIGHT_THROUGH
+
+
+class LacksGradient(NoGradientError):
+    """Raised with the name of the part that has no gradient, of which a sentence is made later."""
 
 
 def real_steps(pipeline):
@@ -42,7 +42,13 @@ def real_steps(pipeline):
 @singledispatch
 def to_module(estimator):
     """Rebuild a fitted scikit-learn object as a torch module (see `register_converter`)."""
-    raise NoGradientError(type(estimator).__name__)
+    return by_attributes(estimator)
+
+
+@singledispatch
+def to_step(estimator):
+    """Rebuild what `transform` does; another thing than `predict` for what has both."""
+    return to_module(estimator)
 
 
 def register_converter(cls: type, function: Callable[[Any], nn.Module] | None = None) -> Callable:
@@ -77,140 +83,164 @@ def register_converter(cls: type, function: Callable[[Any], nn.Module] | None = 
     return to_module.register(cls) if function is None else to_module.register(cls, function)
 
 
-def convert(estimator, attack):
-    """Return a fitted scikit-learn object as a torch module, or say why that is impossible."""
-    if isinstance(estimator, FrozenEstimator):
-        return convert(estimator.estimator, attack)
-    check_victim_fitted(estimator)
+def convert(estimator, attack, columns=None, is_step=False, build=None):
+    """Return a fitted scikit-learn object as a torch module, or say why that is impossible.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+    attack : str or None
+        Name of the attack, for the error message.
+    columns : Columns, optional
+        Of the table that it sees: the module does with ``x`` what the estimator does with
+        ``columns.frame(x)``. None means those that are read.
+    is_step : bool, default=False
+        Whether its `transform` is wanted, in case it has a `predict` as well.
+    build : callable, optional
+        Returns the module where it is not that of the logits or of `transform`.
+
+    Raises
+    ------
+    NoGradientError
+        If no gradient can flow through it.
+    """
     try:
-        return to_module(estimator).double()
+        with reading(columns_read() if columns is None else columns):
+            module = rebuild(estimator, is_step) if build is None else build(estimator)
+        if is_flat(module):
+            raise LacksGradient(type(estimator).__name__)
     except NoGradientError as error:
-        raise no_gradient(attack, type(estimator).__name__) from error
+        is_named = isinstance(error, LacksGradient)
+        raise no_gradient(attack, str(error) if is_named else type(estimator).__name__) from error
+    parameter = next(module.parameters(), None)  # networks inside live where they live
+    return module if parameter is None else module.to(parameter.device)
 
 
-def convert_step(step, attack, access):
-    """Convert a transformer, or run it as it is where the attack can do without its gradient."""
-    try:
-        return convert(step, attack)
-    except NoGradientError:
-        if access != STRAIGHT_THROUGH:
-            raise
-        return Transformed(step)
+def convert_steps(steps, attack, access):
+    """Convert transformers that follow each other, of which the first one sees the table.
+
+    A step without a gradient is run as it is where the attack can do without.
+    """
+    modules, seen = [], columns_read()
+    for step in steps:
+        with reading(seen):
+            try:
+                modules.append(convert(step, attack, is_step=True))
+            except NoGradientError:
+                if access != STRAIGHT_THROUGH:
+                    raise
+                modules.append(Transformed(step))
+        seen = None
+    return modules
 
 
-class _Affine(nn.Module):
-    """x @ weight + bias, or element-wise where `weight` is a vector."""
+# --- for the other converters ---------------------------------------------------------
 
-    def __init__(self, weight=None, bias=None):
-        super().__init__()
-        for name, value in (("weight", weight), ("bias", bias)):
-            value = None if value is None else torch.as_tensor(np.array(value, dtype=np.float64))
-            self.register_buffer(name, value)
-
-    def forward(self, x):
-        if self.weight is not None:
-            x = x @ self.weight if self.weight.ndim == 2 else x * self.weight
-        return x if self.bias is None else x + self.bias
+#: What passes the table on to those inside.
+_OPENS_TABLES = [ColumnTransformer, FeatureUnion, Pipeline, StackingClassifier, VotingClassifier]
 
 
-class _Clamp(nn.Module):
-    def __init__(self, low, high):
-        super().__init__()
-        self.low, self.high = low, high
-
-    def forward(self, x):
-        # the largest value seen in `fit` is scaled to the bound but for rounding
-        slack = 1e-12 * (self.high - self.low)
-        return clamp_through(x, self.low - slack, self.high + slack)
+def opens_tables(cls):
+    """Note that what is of a class hands the table on to estimators inside of it."""
+    _OPENS_TABLES.append(cls)
 
 
-class _RowNormalise(nn.Module):
-    def __init__(self, norm):
-        super().__init__()
-        self.order = {"l1": 1, "l2": 2, "max": np.inf}[norm]
-
-    def forward(self, x):
-        length = torch.linalg.vector_norm(x, ord=self.order, dim=1, keepdim=True)
-        # scikit-learn leaves rows alone that are next to nothing
-        tiny = length < 10 * torch.finfo(x.dtype).eps
-        return x / torch.where(tiny, torch.ones_like(length), length)
-
-
-@to_module.register
-def _(step: StandardScaler):
-    scale = None if step.scale_ is None else 1.0 / step.scale_
-    if step.mean_ is None or not step.with_mean:
-        return _Affine(scale)
-    return _Affine(scale, -step.mean_ * (1.0 if scale is None else scale))
+def unwrapped(estimator):
+    """Return the fitted estimator inside of what only looks after one."""
+    while True:
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, BaseSearchCV) and hasattr(estimator, "best_estimator_"):
+            estimator = estimator.best_estimator_
+        else:
+            return estimator
 
 
-@to_module.register
-def _(step: MinMaxScaler):
-    scaled = _Affine(step.scale_, step.min_)
-    return nn.Sequential(scaled, _Clamp(*step.feature_range)) if step.clip else scaled
+def rebuild(estimator, is_step=False):
+    """Return the module of a part, which may have no gradient; see `is_flat`.
+
+    Raises
+    ------
+    NoGradientError
+        If there is none. It is not a sentence yet.
+    """
+    estimator = unwrapped(estimator)
+    check_victim_fitted(estimator)
+    if isinstance(estimator, (FixedThresholdClassifier, TunedThresholdClassifierCV)):
+        raise LacksGradient(type(estimator).__name__)  # only known at the door
+    if hasattr(estimator, "__robustsk_victim__") or is_net(estimator):
+        return _net(estimator)
+    build = to_step if is_step else to_module
+    if isinstance(estimator, tuple(_OPENS_TABLES)):
+        return build(estimator)  # of parts that are in float64, and networks that are not
+    if columns_read() is None:
+        return build(estimator).double()
+    return from_table(estimator, build, transforms(estimator, is_step))
 
 
-@to_module.register
-def _(step: MaxAbsScaler):
-    scaled = _Affine(1.0 / step.scale_)
-    # the option is a late addition to scikit-learn
-    return nn.Sequential(scaled, _Clamp(-1.0, 1.0)) if getattr(step, "clip", False) else scaled
+def _net(estimator):
+    own = getattr(estimator, "__robustsk_victim__", None)
+    victim = net_victim(estimator, None, "gradients") if own is None else own()
+    return Member(victim.module, victim.dtype, None)
 
 
-@to_module.register
-def _(step: RobustScaler):
-    scale = 1.0 / step.scale_ if step.with_scaling else None
-    if not step.with_centering:
-        return _Affine(scale)
-    return _Affine(scale, -step.center_ * (1.0 if scale is None else scale))
+def transforms(estimator, is_step):
+    """Return whether a part is there for what it transforms."""
+    return hasattr(estimator, "transform") and (is_step or not is_classifier(estimator))
 
 
-@to_module.register
-def _(step: Normalizer):
-    return _RowNormalise(step.norm)
+def is_flat(module):
+    """Return whether all that a module returns is piecewise constant in its input."""
+    return getattr(module, "is_flat", False)
 
 
-@to_module.register
-def _(step: PCA):
-    components = step.components_.T
-    if step.whiten:
-        spread = np.sqrt(step.explained_variance_)
-        components = components / np.maximum(spread, np.finfo(spread.dtype).eps)
-    return _Affine(components, -step.mean_ @ components)
+class Chain(nn.Sequential):
+    """One module after the other; without a gradient if one has none."""
+
+    def __init__(self, *modules):
+        super().__init__(*modules)
+        self.is_flat = any(map(is_flat, modules))
 
 
 @to_module.register
 def _(pipeline: Pipeline):
-    return nn.Sequential(*[convert(step, None) for step in real_steps(pipeline)])
+    return _chain(pipeline, is_step=False)
 
 
-@to_module.register
-def _(step: FunctionTransformer):
-    if step.func is not None:
-        raise NoGradientError(type(step).__name__)
-    return nn.Identity()
+@to_step.register
+def _(pipeline: Pipeline):
+    return _chain(pipeline, is_step=True)
 
 
-@to_module.register(LogisticRegression)
-@to_module.register(LinearSVC)
-@to_module.register(SGDClassifier)
-@to_module.register(RidgeClassifier)
-@to_module.register(LinearDiscriminantAnalysis)
-def _linear(model):
-    coef = model.coef_.toarray() if issparse(model.coef_) else np.atleast_2d(model.coef_)
-    return _Affine(coef.T, model.intercept_)
+def _chain(pipeline, is_step):
+    seen, can_be_tabulated = columns_read(), transforms(pipeline, is_step)
+    if seen is not None and can_be_tabulated and seen.coded.all():
+        return tabulated(pipeline, seen)
+    try:
+        return chained(pipeline, partial(rebuild, is_step=is_step))
+    except NoGradientError:
+        if seen is None or not can_be_tabulated:
+            raise
+        return tabulated(pipeline, seen)
 
 
-_ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
+def chained(pipeline, build):
+    """Return the module of a pipeline, of which `build` makes that of the last step."""
+    steps, seen, modules = real_steps(pipeline), columns_read(), []
+    for step in steps[:-1]:
+        with reading(seen):
+            modules.append(rebuild(step, is_step=True))
+        seen = None
+    if steps:
+        with reading(seen):
+            modules.append(build(steps[-1]))
+    elif seen is not None:  # the table is taken for numbers
+        modules.append(as_numbers(seen))
+    return Chain(*modules)
 
 
-@to_module.register
-def _(model: MLPClassifier):
-    if not hasattr(model, "_label_binarizer") or model._label_binarizer.y_type_.startswith(
-        "multilabel"
-    ):
-        raise NoGradientError("multilabel MLPClassifier")
-    layers = []
-    for weight, bias in zip(model.coefs_, model.intercepts_, strict=True):
-        layers += [_Affine(weight, bias), _ACTIVATIONS[model.activation]()]
-    return nn.Sequential(*layers[:-1])
+# they register what they convert, and need the door for what is inside
+from ._convert_columns import as_numbers, from_table, tabulated  # noqa: E402
+from ._convert_transformers import by_attributes  # noqa: E402
+
+from . import _convert_functions, _convert_meta, _convert_pieces  # noqa: E402, F401  # isort: skip

@@ -26,9 +26,10 @@ from torch import nn
 from .._validation import check_classifies
 from ._checks import check_has_weights, check_one_label, check_victim_fitted, no_gradient
 from ._columns import columns_read, reading
+from ._convert_meta import has_own_probabilities, log_probabilities
 from ._outputs import two_logits
 from ._own_predict import own_predict_of
-from .converters import convert, convert_step, real_steps
+from .converters import convert, convert_steps, real_steps
 from .engine import get_members
 from .ensemble import join_victims
 from .nets import is_net, net_victim
@@ -161,7 +162,7 @@ def _victim(model, attack, access):
     if isinstance(model, Pipeline):
         return _pipeline_victim(model, attack, access)
     if isinstance(model, VotingClassifier) and model.voting == "soft" and model.weights is None:
-        victims = members_as_victims(model.estimators_, attack, access)
+        victims = [_voting_victim(member, attack, access) for member in model.estimators_]
         for victim in victims:  # they have been told the classes as numbers
             victim.classes, victim.own_predict = model.classes_, None
         return join_victims(victims)
@@ -181,6 +182,18 @@ def members_as_victims(models, attack, access):
     # labels have no mean
     access = "scores" if access == "labels" and len(models) > 1 else access
     return [as_victim(model, attack=attack, access=access) for model in models]
+
+
+def _voting_victim(member, attack, access):
+    """Return a victim the softmax of whose logits is what a member predicts."""
+    if not has_own_probabilities(member):
+        return as_victim(member, attack=attack, access=access)
+    return Victim(
+        convert(member, attack, build=log_probabilities),
+        classes=member.classes_,
+        dtype=torch.float64,
+        name=type(member).__name__,
+    )
 
 
 def _is_asked_for_labels(victim):
@@ -245,8 +258,9 @@ class _Chain(nn.Module):
 
 def _pipeline_victim(pipeline, attack, access):
     *steps, last = real_steps(pipeline)
-    victim = as_victim(last, attack=attack, access=access)
-    modules = [convert_step(step, attack, access) for step in steps]
+    modules = convert_steps(steps, attack, access)
+    with reading(None if steps else columns_read()):
+        victim = as_victim(last, attack=attack, access=access)
     chain = _Chain(modules, victim).to(victim.device)
     joined = Victim(chain, classes=victim.classes, dtype=torch.float64, name="Pipeline")
     joined.followed = victim.followed

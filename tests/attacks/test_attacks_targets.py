@@ -16,10 +16,10 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
+    KBinsDiscretizer,
     MaxAbsScaler,
     MinMaxScaler,
     Normalizer,
-    QuantileTransformer,
     RobustScaler,
     StandardScaler,
 )
@@ -123,10 +123,6 @@ def test_sparsified_linear_model(labelled):
     model = LogisticRegression().fit(X, y)
     expected = logits(model, X)
     assert_allclose(logits(model.sparsify(), X), expected)
-
-
-def cube(X):
-    return X**3
 
 
 TRANSFORMERS = [
@@ -473,16 +469,16 @@ def test_search_that_does_not_refit(table):
     "build",
     [
         lambda: RandomForestClassifier(3),
-        lambda: SVC(),
-        lambda: make_pipeline(QuantileTransformer(n_quantiles=20), LogisticRegression()),
-        lambda: make_pipeline(FunctionTransformer(cube), LogisticRegression()),
+        lambda: SVC(kernel=lambda a, b: a @ b.T),
+        lambda: make_pipeline(KBinsDiscretizer(4, strategy="uniform"), LogisticRegression()),
+        lambda: make_pipeline(FunctionTransformer(np.round), LogisticRegression()),
         lambda: GridSearchCV(RandomForestClassifier(3), {"max_depth": [2]}, cv=2),
     ],
-    ids=["forest", "kernel", "quantiles", "function", "search"],
+    ids=["forest", "kernel", "bins", "function", "search"],
 )
 def test_models_without_gradients(build, table):
     model = build().fit(table.X, table.y)
-    with pytest.raises(NoGradientError, match=r"Fancy follows gradients and \w+ has none"):
+    with pytest.raises(NoGradientError, match=r"Fancy follows gradients and \w+.* has none"):
         as_victim(model, attack="Fancy")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...victims._convert_transformers import Steps
 from ...victims.queried import Transformed
 from ...victims.victim import STRAIGHT_THROUGH
 from ..base import BaseAttack
@@ -136,7 +137,7 @@ class BPDA(BaseWrapper):
 
     def _opaque(self, module):
         """Return the parts of the attacked module whose gradient is replaced."""
-        found = [part for part in module.modules() if isinstance(part, Transformed)]
+        found = [part for part in module.modules() if isinstance(part, (Transformed, Steps))]
         if self.layer is None:
             return found
         named = dict(module.named_modules())

@@ -145,7 +145,54 @@ class TableBall(Ball):
             return self.weight
         return torch.where(delta < 0, self._falling, self.weight)
 
+    def distance(self, z):
+        """Return what the moves to `z` cost together, shape (n,); the ball ends at `radius`."""
+        numbers = super().distance(z)
+        spent, changed = self.switched(z)
+        if changed.shape[1] == 0 or self.norm == 0:
+            return numbers
+        if self.norm == np.inf:
+            return torch.maximum(numbers, spent)
+        return (numbers**self.norm + spent) ** (1 / self.norm)
+
     # --- what is possible ------------------------------------------------------------
+
+    @property
+    def movable(self):
+        """Where numbers may change, shape (n, n_features)."""
+        return self._constants.is_number & ~self._locked
+
+    @property
+    def step(self):
+        """Distance of the values that a number may take, 0 where it may take any, (n_features,)."""
+        return self._constants.step
+
+    @property
+    def options(self):
+        """The columns of each category, and what they may become together: a row for each value.
+
+        Those of each category are one column, those of a group in one-hot code several.
+        """
+        c, device = self._constants, self.x.device
+        return [
+            *((torch.tensor([number], device=device), v[:, None]) for number, v in c.known.items()),
+            *((places, self._vertices(places, empty)) for places, empty, _ in c.groups),
+        ]
+
+    def is_fixed(self, places):
+        """Return where the category in some columns stays what it is, shape (n,)."""
+        return self._locked[:, places].any(1)
+
+    def switched(self, z):
+        """Return what the categories of `z` cost that have changed, and which have.
+
+        Returns
+        -------
+        spent : torch.Tensor of shape (n,)
+            To the power of the norm.
+        changed : torch.Tensor of bool of shape (n, n_options)
+        """
+        return self._switch(flat(z))[1:]
 
     def project(self, z):
         """Bring numbers into ball and range, off the grid; categories become possible ones."""
@@ -275,14 +322,18 @@ class TableBall(Ball):
     def _vertex(self, places, may_be_empty, values):
         """Return the one-hot code closest to each block of values."""
         x = flat(self.x)[:, places]
-        vertices = torch.eye(len(places), dtype=x.dtype, device=x.device)
-        if may_be_empty:
-            vertices = torch.cat([vertices, vertices.new_zeros(1, len(places))])
+        vertices = self._vertices(places, may_be_empty)
         distance = (values[:, None] - vertices).square().sum(2)
         wanted = vertices[distance.argmin(1)]
         stay = (values - x).square().sum(1) <= distance.amin(1)
         stay |= self._locked[:, places].any(1)
         return torch.where(stay[:, None], x, wanted)
+
+    def _vertices(self, places, may_be_empty):
+        vertices = torch.eye(len(places), dtype=self.x.dtype, device=self.x.device)
+        if may_be_empty:
+            vertices = torch.cat([vertices, vertices.new_zeros(1, len(places))])
+        return vertices
 
     def _powered(self, cost):
         if self.norm == np.inf or self.norm == 1:

@@ -244,7 +244,7 @@ def project_l1_box(
     """
     rounding = 8 * torch.finfo(delta.dtype).eps
     sign, size = delta.sign(), delta.abs()
-    room = torch.maximum(sign * low, sign * high)
+    room = torch.where(sign > 0, high, -low)  # of which one may be infinite
     cut = torch.zeros_like(size[:, :1])
     least, most = cut, size.amax(1, keepdim=True)
     moved = torch.minimum(size, room)

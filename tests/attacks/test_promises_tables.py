@@ -152,7 +152,7 @@ def test_a_mixed_table_comes_back_as_one_of_its_space(cls, norm, mixed):
     again = attack.generate(shuffled, y[:12])
     pd.testing.assert_frame_equal(again[list(X.columns)], after)
     # nothing is in reach
-    still = attack._with(eps=0.0, space=FeatureSpace(max_changes=0))
+    still = attack._with(eps=0.0, space=FeatureSpace(max_changes=0)).fit(X)
     pd.testing.assert_frame_equal(still.generate(rows, y[:12]), rows)
 
 

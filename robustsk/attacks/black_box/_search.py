@@ -21,6 +21,25 @@ def parts(x, n_points):
     return torch.arange(len(x), device=x.device).split(size)
 
 
+def ask_margins(queries, points, rows):
+    """Return the margins at `points`, and the same with infinity where one fools, shape (m,).
+
+    Parameters
+    ----------
+    queries : Queries
+    points : torch.Tensor of shape (m, ...)
+    rows : torch.Tensor of shape (m,)
+        Sample that each of them is about.
+    """
+    batch = queries.batch
+    y, target = batch.y[rows], None if batch.target is None else batch.target[rows]
+    logits = queries(points, rows)
+    value = MARGIN(logits, y, target).to(points.dtype)
+    predicted = predicted_class(logits)
+    fooled = predicted != y if target is None else predicted == target
+    return value, value.masked_fill(fooled, torch.inf)
+
+
 class Search:
     """A search for points that fool the victim, in all samples at once.
 
@@ -121,17 +140,9 @@ class Search:
 
     def _margins(self, points, k):
         """Ask `k` questions per sample; return the margins, and infinity where one fools."""
-        batch, rows = self.batch, self._rows
-        y, target = batch.y, batch.target
-        if k > 1:
-            rows, y = rows.repeat_interleave(k), y.repeat_interleave(k)
-            target = None if target is None else target.repeat_interleave(k)
-        logits = self.queries(points, rows)
+        rows = self._rows if k == 1 else self._rows.repeat_interleave(k)
         self.left -= k
-        value = MARGIN(logits, y, target).to(points.dtype)
-        predicted = predicted_class(logits)
-        fooled = predicted != y if target is None else predicted == target
-        return value, value.masked_fill(fooled, torch.inf)
+        return ask_margins(self.queries, points, rows)
 
     def _improve(self, score):
         """Return the samples whose `score` is the highest so far, and remember it."""

@@ -4,7 +4,7 @@ from .._shared import export_all as _export_all
 from ._red_flags import RedFlag as RedFlag
 from ._red_flags import red_flags as red_flags
 from ._report import robustness_report as robustness_report
-from ._tables import ReportRow as ReportRow
-from ._tables import RobustnessReport as RobustnessReport
+from ._result import ReportRow as ReportRow
+from ._result import RobustnessReport as RobustnessReport
 
 _export_all(globals())

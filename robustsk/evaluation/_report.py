@@ -18,10 +18,12 @@ from ..attacks import BaseAttack
 from ..metrics._intervals import RobustAccuracy, clopper_pearson_interval
 from ..metrics._scores import adversarial_outcome
 from ..metrics._scoring import Judge, stops_early
+from ..victims.space import FeatureSpace
 from ..victims.victim import ACCESS
 from ._problem import Problem
 from ._red_flags import Probe, lead, raise_flags
-from ._tables import CLEAN, WORST, ReportRow, RobustnessReport
+from ._result import CLEAN, WORST, ReportRow, RobustnessReport
+from ._sections import table_notes, table_sections
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,6 +37,8 @@ class _Options(TypedDict, total=False):
     eps: Any
     norm: Any
     clip: Any
+    space: FeatureSpace | None
+    mask: ArrayLike | None
     attacks: Mapping[str, BaseAttack] | None
     scoring: str | Callable | None
     attack_classes: ArrayLike | None
@@ -77,6 +81,8 @@ def robustness_report(
     eps: Any = None,
     norm: Any = None,
     clip: Any = "auto",
+    space: FeatureSpace | None = None,
+    mask: ArrayLike | None = None,
     attacks: Mapping[str, BaseAttack] | None = None,
     scoring: str | Callable | None = None,
     attack_classes: ArrayLike | None = None,
@@ -109,6 +115,11 @@ def robustness_report(
     clip : "auto", None or (low, high), default="auto"
         Valid range of the data, the same for all attacks. "auto" is what a
         robustsk estimator learned in training, or the range of `X`.
+    space : FeatureSpace, default=None
+        What the columns of a table may become, the same for all attacks; an unfitted one is fitted
+        on `X`. The report then also tells which columns break rows, and how far each may move.
+    mask : array-like of bool or list of names, default=None
+        Which features may change.
     attacks : dict of str to attack, default=None
         The rows of the table. An attack without `eps`, `norm` or
         `random_state` is given those of the report. None means, for a model
@@ -116,7 +127,9 @@ def robustness_report(
         (EAD in the 1-norm), MIM with 20 steps, FAB against the three most
         likely classes, Square with 1000 queries and AutoAttack; for
         any other model Square, HopSkipJump with 1000 queries and transfer
-        from a surrogate. Attacks that do not know the norm are left out.
+        from a surrogate. For tables GreedySearch comes first, then PGD where there are
+        gradients, Square, and HopSkipJump where there are none. Attacks that do
+        not know the norm are left out.
     scoring : str or callable, default=None
         A score to be shown beside the accuracy, such as "balanced_accuracy" or
         "average_precision"; see :func:`robustsk.metrics.score_adversarial`.
@@ -196,6 +209,8 @@ def robustness_report(
         clip=clip,
         random_state=random_state,
         attacks=[] if attacks is None else attacks.values(),
+        space=space,
+        mask=mask,
     )
     judge = _Judge(problem, confidence, scoring, groups)
     cost = len(problem.y), 0, problem.seconds
@@ -209,7 +224,7 @@ def robustness_report(
             else f"No default attack knows norm={problem.norm:g}: pass `attacks`."
         )
     chosen = {name: problem.complete(attack) for name, attack in chosen.items()}
-    worst_case, warned = _WorstCase(problem, judge), {}
+    worst_case, warned, examples = _WorstCase(problem, judge), {}, []
     for name, attack in tqdm(chosen.items(), unit="attack", disable=not verbose):
         start = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
@@ -225,6 +240,8 @@ def robustness_report(
         cost = outcome.n_forward, outcome.n_backward, time.perf_counter() - start
         rows[name] = judge(outcome.robust, *cost, outcome.X_adv, outcome.y_pred_adv)
         worst_case.add(outcome)
+        if problem.space is not None:
+            examples.append(problem.encode(outcome.X_adv))
         _note(name, caught, warned)
     worst = np.logical_and.reduce([row.robust for row in rows.values()])
     costs = "n_forward", "n_backward", "seconds"
@@ -246,6 +263,7 @@ def robustness_report(
         confidence,
         judge.scoring,
         judge.groups,
+        [] if problem.space is None else table_sections(problem, examples),
     )
     return report.to_dict() if output_dict else report
 
@@ -393,7 +411,15 @@ class _WorstCase:
 
 
 def _default_attacks(problem, autoattack):
-    if problem.access == "gradients":
+    if problem.space is not None:
+        candidates = {
+            "GreedySearch": known.GreedySearch(),
+            "PGD-20": known.PGD(n_steps=20),
+            "Square": known.SquareAttack(max_queries=500),
+        }
+        if problem.access != "gradients":
+            candidates["HopSkipJump"] = known.HopSkipJump(max_queries=500)
+    elif problem.access == "gradients":
         candidates = {
             "FGSM": known.FGSM(),
             "PGD-20": known.PGD(n_steps=20),
@@ -451,6 +477,8 @@ def _notes(problem, attacks, probe, judge, attack_classes):
         notes.append(
             f"Attacks that follow gradients are not among the default ones: {problem.no_gradient}."
         )
+    if problem.space is not None:
+        notes += table_notes(problem)
     for name, attack in attacks.items():
         if attack.remark is not None:
             notes.append(f"{name} is {attack.remark}.")

@@ -216,14 +216,9 @@ def table_notes(problem):
             "numbers: pass space=FeatureSpace(max_changes=1)."
         )
     unknown = problem.space.unknown(np.asarray(problem.values).reshape(len(problem.values), -1))
-    if unknown.any() and space_changes(problem.space):
+    if unknown.any() and problem.space.max_changes != 0:
         notes.append(
             f"{int(unknown.any(axis=1).sum())} rows hold categories that were not there when the "
             "space was fitted; they stay as they are."
         )
     return notes
-
-
-def space_changes(space):
-    """Return whether categories may change."""
-    return space.max_changes is None or space.max_changes > 0

@@ -128,7 +128,7 @@ class ScaledPGD(PGD):
             if len(scales) == 1:
                 return z
             with torch.no_grad():
-                logits = batch.ask(z)
+                logits = part.ask(z)
             value = part.value(logits).to(best)
             better = ~(value <= best[todo])
             result[todo[better]], best[todo[better]] = z[better], value[better]

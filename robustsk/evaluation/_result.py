@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from ..metrics._intervals import RobustAccuracy
 from ._red_flags import RedFlag
+from ._sections import Section
 
 CLEAN, WORST = "clean", "worst case"
 _WIDTH, _LONGEST = 100, 24
@@ -75,6 +76,9 @@ class RobustnessReport:
         Name of the score beside the accuracy.
     groups : str or None
         What the groups are called.
+    sections : list of Section
+        Further tables; for a table of mixed columns, which of them break rows, and how far each
+        may move.
     """
 
     rows: dict[str, ReportRow]
@@ -87,6 +91,7 @@ class RobustnessReport:
     confidence: float
     scoring: str | None = None
     groups: str | None = None
+    sections: list[Section] = field(default_factory=list)
 
     def __getitem__(self, name):
         return self.rows[name]
@@ -132,6 +137,8 @@ class RobustnessReport:
             asked["scoring"] = self.scoring
         if self.groups is not None:
             asked |= {"groups": self.groups, "worst_group": self.worst_group}
+        if self.sections:
+            asked["sections"] = {section.name: section.data for section in self.sections}
         flags = {}
         for flag in self.red_flags:
             flags[flag.name] = asdict(flag)
@@ -209,8 +216,13 @@ class RobustnessReport:
                 overall[-1].insert(3, f"{row.score:.3f}")
         yield None, overall
         yield "Accuracy per class", self._accuracies({n: r.per_class for n, r in self.rows.items()})
-        if self.groups is None:
-            return
+        if self.groups is not None:
+            yield from self._tables_of_groups()
+        for section in self.sections:
+            if section.rows:
+                yield section.title, [section.header, *section.rows]
+
+    def _tables_of_groups(self):
         parts = {name: row.per_group for name, row in self.rows.items()}
         what = "group" if self.groups == "groups" else f"group ({self.groups})"
         yield f"Accuracy per {what}", self._accuracies(parts)

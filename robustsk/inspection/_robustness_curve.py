@@ -18,6 +18,7 @@ from ..attacks.threat import check_norm
 from ..metrics import clopper_pearson_interval
 from ..metrics._craft import prepared
 from ..metrics._scores import play
+from ..victims._columns import TableRows
 from ..victims.resolve import as_victim
 from ._plotting import pyplot
 
@@ -177,8 +178,15 @@ class RobustnessCurveDisplay:
         if is_dataset(X):
             y = dataset_labels(X) if y is None else y
             X = to_array(X)
-        victim = as_victim(estimator, attack=type(attack).__name__, access=attack.access)
-        values = check_floats(X)
+        rows = attack._table_rows(X)
+        if rows is None:
+            values, columns = check_floats(X), None
+        else:
+            X = values = rows
+            columns, attack = rows.space.columns_, attack._with(space=rows.space)
+        victim = as_victim(
+            estimator, attack=type(attack).__name__, access=attack.access, columns=columns
+        )
         y = column_or_1d(check_labels(y))
         check_consistent_length(values, y)
         norm = check_norm(attack.norm, attack.supported_norms)
@@ -186,18 +194,19 @@ class RobustnessCurveDisplay:
         eps = _check_eps_range(eps_range, np.max(own_eps))
         if np.ndim(own_eps) and np.max(own_eps) == 0:
             raise ValueError("The eps of the attack is zero for all features: nothing to rescale.")
-        if not hasattr(X, "iloc"):
+        if columns is None and not hasattr(X, "iloc"):
             X = np.asarray(to_array(X))
         # one range for all: that of the survivors alone would shrink
         bounds = getattr(attack, "clip_bounds_", victim.bounds)
-        if bounds is None:
+        if bounds is None and columns is None:
             bounds = learn_bounds(values, victim.is_image)
-        if eps_range is None and not attack.minimal:
+        if eps_range is None and not attack.minimal and columns is None:
             own = attack._effective_eps(norm, values.shape[1:])
             warn_about_radius(own, norm, *attack._box(bounds), values.shape[1:], stacklevel=3)
         # neither needed nor to be copied
         attack = copy.copy(attack).set_params(estimator=None)
-        attack.clip_bounds_ = bounds
+        if columns is None:
+            attack.clip_bounds_ = bounds
 
         n_chunks = min(effective_n_jobs(n_jobs), len(y))
         chunks = [np.arange(len(y))[rows] for rows in gen_even_slices(len(y), n_chunks)]
@@ -394,7 +403,8 @@ def _withstood(estimator, X, y, attack, eps, own_eps):
     """Say which samples withstand which perturbation sizes, shape (n_eps, n_samples)."""
     # every size starts from the same random state, and the user's own is not moved
     attack = attack._with(random_state=copy.deepcopy(attack.random_state))
-    run = prepared(attack, estimator, check_floats(X), y, X, is_meant=False)
+    values = X if isinstance(X, TableRows) else check_floats(X)
+    run = prepared(attack, estimator, values, y, X, is_meant=False)
     robust = np.zeros((len(eps), len(y)), dtype=bool)
     left = np.arange(len(y))
     # who is right without an attack comes out of the first one

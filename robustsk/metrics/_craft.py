@@ -7,7 +7,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, check_one_input, dataset_labels, is_dataset
 from .._validation import check_labels, encode_labels, learn_bounds
-from ..victims._columns import TableRows
+from ..victims._columns import TableRows, needs_table
 from ..victims.ensemble import join_victims
 from ..victims.resolve import as_victim, members_as_victims
 from ..victims.victim import Victim
@@ -32,6 +32,11 @@ def check_samples(X, y):
         y = dataset_labels(X)
     check_one_input(X, y)
     y_true = column_or_1d(check_labels(y))
+    if needs_table(X):
+        raise TypeError(
+            "X has columns of labels or missing values, which only attacks, scores, reports and "
+            "robustness curves take: encode them first, and pass the model behind the encoder."
+        )
     values = check_floats(X)
     check_consistent_length(values, y_true)
     return values, y_true

@@ -55,6 +55,7 @@ from .multi_objective.weighting import TaskOriented as TaskOriented
 from .multi_objective.weighting import UniformWeighting as UniformWeighting
 from .multi_objective.weighting import Weighting as Weighting
 from .objectives import Objective as Objective
+from .tables.capgd import CAPGD as CAPGD
 from .tables.greedy_search import GreedySearch as GreedySearch
 from .wrappers.adversarial_augmentation import AdversarialAugmentation as AdversarialAugmentation
 from .wrappers.autoattack import AutoAttack as AutoAttack

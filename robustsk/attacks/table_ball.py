@@ -129,6 +129,23 @@ class TableBall(Ball):
         unknown = torch.from_numpy(self.space.unknown(values).sum(axis=1))
         return {"invalid_clean": self.invalid, "unknown_category": unknown.to(self.x.device)}
 
+    def with_categories(self, z):
+        """Return the ball of the rows that have the categories of `z`: only numbers change.
+
+        Parameters
+        ----------
+        z : torch.Tensor of shape (n, ...)
+            Rows of the space.
+        """
+        other = self.select(slice(None))
+        number = self._constants.is_number.reshape(self.x.shape[1:])
+        for name in ("x", "low", "high", "lower", "upper"):
+            setattr(other, name, torch.where(number, getattr(self, name), z))
+        other._locked = self._locked | ~self._constants.is_number
+        share = column(self._share(self.switched(z)[0]), z)
+        other.weight, other._falling = self.weight * share, self._falling * share
+        return other
+
     # --- units -----------------------------------------------------------------------
 
     def to_unit(self, delta):

@@ -97,28 +97,13 @@ class Moves:
         return points, rows, slots, kinds, levels[number, kinds]
 
     def _of_options(self, n_features):
-        if not self._options:
-            return
-        ball, z, x = self.ball, flat(self.z), flat(self.ball.x)
-        changed = ball.switched(self.z)[1]
-        limit = ball.space.max_changes
-        is_full = changed.sum(1) >= (np.inf if limit is None else limit)
-        # what gives way where no more may change
-        first = changed.int().argmax(1)
         for number, (places, values) in enumerate(self._options):
             rows, slots = ((self._units == n_features + number) & self._tried).nonzero(
                 as_tuple=True
             )
-            gives_way = is_full[rows] & ~changed[rows, number]
-            points = z[rows]
-            for other, (theirs, _) in enumerate(self._options):
-                back = (gives_way & (first[rows] == other)).nonzero()
-                points[back, theirs] = x[rows[back], theirs]
-            count = len(values)
-            points = points.repeat_interleave(count, 0)
-            points[:, places] = values.repeat(len(rows), 1)
-            kinds = torch.arange(count, device=z.device).repeat(len(rows))
-            rows, slots = rows.repeat_interleave(count), slots.repeat_interleave(count)
+            points = switches(self.ball, self.z, number, rows)
+            kinds = torch.arange(len(values), device=rows.device).repeat(len(rows))
+            rows, slots = (v.repeat_interleave(len(values)) for v in (rows, slots))
             yield points, rows, slots, kinds, torch.zeros_like(rows)
 
     def spread(self, values, filling):
@@ -145,6 +130,47 @@ class Moves:
         moved = (self.points.flatten(1)[numbers] - z[:, None]) * (numbers >= 0)[:, :, None]
         together = (z + moved.sum(1)).reshape(len(z), *self.z.shape[1:])
         return settled(self.ball.select(rows), together)
+
+
+def switches(ball, z, number, rows):
+    """Return some rows with one category at each value it may have.
+
+    Where no more categories may change, the first that has changed goes back.
+
+    Parameters
+    ----------
+    ball : TableBall
+    z : torch.Tensor of shape (n, ...)
+    number : int
+        Which of the options of the ball.
+    rows : torch.Tensor of int64 of shape (m,)
+
+    Returns
+    -------
+    torch.Tensor of shape (m * n_values, n_features)
+        All values of the first row, then those of the next one; not settled.
+    """
+    x, points = flat(ball.x), flat(z)[rows]
+    changed, most = ball.switched(z)[1][rows], ball.space.max_changes
+    if most is not None and len(rows):
+        gives_way = (changed.sum(1) >= most) & ~changed[:, number]
+        first = changed.int().argmax(1)
+        for other, (places, _) in enumerate(ball.options):
+            back = (gives_way & (first == other)).nonzero()
+            points[back, places] = x[rows[back], places]
+    places, values = ball.options[number]
+    points = points.repeat_interleave(len(values), 0)
+    points[:, places] = values.repeat(len(rows), 1)
+    return points
+
+
+def best_of_rows(score, rows):
+    """Return the place of the highest score of each row that there is, shape (n_distinct,)."""
+    order = score.argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = rows[order][1:] != rows[order][:-1]
+    return order[first]
 
 
 def within(rows, limit):

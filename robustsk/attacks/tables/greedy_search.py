@@ -12,7 +12,7 @@ from ..black_box._search import MARGIN, ask_margins, parts, rounding
 from ..black_box.base import BaseBlackBoxAttack
 from ..noise import Stream
 from ..queries import Queries
-from ._moves import Moves, random_rows, within
+from ._moves import Moves, best_of_rows, random_rows, within
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,7 +26,7 @@ _SHARE = 0.6
 #: Costs of moves that are less than this are no less, or what is free would be all that is tried.
 _CHEAPEST = 1e-9
 #: Share of the samples from which on it is worth a warning that nothing changes the score.
-_UNMOVED = 0.5
+_STILL = 0.5
 
 
 class GreedySearch(BaseBlackBoxAttack):
@@ -66,6 +66,8 @@ class GreedySearch(BaseBlackBoxAttack):
 
     Notes
     -----
+    ``info["n_changes"]`` is the number of questions that changed the score.
+
     Where the space has `costs`, it is not the lowest margin that is taken but the largest gain per
     cost, unless a move fools the model.
 
@@ -114,6 +116,28 @@ class GreedySearch(BaseBlackBoxAttack):
     def _resolve_objective(self, objective):
         return MARGIN
 
+    def run(self, prepared, keep="worst"):
+        """Attack validated arrays; see :meth:`BaseAttack.run`.
+
+        Parameters
+        ----------
+        prepared, keep
+            As there.
+        """
+        found, info = super().run(prepared, keep)
+        # the first question is about the sample itself
+        asked = info["n_queries"] > 1
+        still = asked & (info["n_changes"] == 0)
+        if still.sum() > _STILL * asked.sum():
+            warnings.warn(
+                f"No question changed the score of {still.sum()} of {asked.sum()} samples: the "
+                "model is constant there, or changes only between the values that were tried. "
+                "Raise eps or n_candidates to see more of it.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return found, info
+
     def _attack_batch(self, batch):
         for name in ("n_steps", "n_restarts", "n_candidates", "n_columns"):
             check_count(getattr(self, name), name)
@@ -126,7 +150,6 @@ class GreedySearch(BaseBlackBoxAttack):
                 rows = search.open(rows)
                 if len(rows):
                     self._run(search, rows, run)
-        search.warn()
         return search.best
 
     def _run(self, search, rows, run):
@@ -176,7 +199,7 @@ class _Search:
 
     def __init__(self, batch, queries):
         self.batch, self.queries = batch, queries
-        self._moved = torch.zeros(len(batch.x), dtype=torch.bool, device=batch.x.device)
+        self._n_changes = batch.info["n_changes"] = torch.zeros_like(queries.count)
         self.best, rows = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
         self.clean = torch.zeros_like(batch.x.flatten(1).sum(1))
         self.clean = self.value = self.ask(batch.x, rows)
@@ -189,27 +212,14 @@ class _Search:
         """Return the scores of points about some of the samples."""
         score = ask_margins(self.queries, points, rows)[1].nan_to_num(nan=-torch.inf)
         clean = self.clean[rows]
-        self._moved[rows[(score - clean).abs() > rounding(clean)]] = True
+        changed = rows[(score - clean).abs() > rounding(clean)]
+        self._n_changes += torch.bincount(changed, minlength=len(self.clean))
         return score
 
     def keep(self, z, value, rows):
         """Remember what is better."""
         better = value > self.value[rows]
         self.best[rows[better]], self.value[rows[better]] = z[better], value[better]
-
-    def warn(self):
-        """Tell the user where the answers say nothing."""
-        asked = (self.clean != torch.inf) & (self.queries.count > 1)
-        n_asked = int(asked.sum())
-        if int((asked & ~self._moved).sum()) > _UNMOVED * n_asked:
-            warnings.warn(
-                f"{self.batch.victim.name} gave the same scores at every row that was tried, for "
-                "more than half of the samples: either nothing within eps changes its answer, or "
-                "the pieces on which it is constant are smaller than the gaps between the values "
-                "tried. Raise eps, or n_candidates.",
-                UserWarning,
-                stacklevel=4,
-            )
 
 
 class _Step:
@@ -263,11 +273,7 @@ class _Step:
             return points.new_zeros(0)
         score = self._search.ask(points, self._rows[rows])
         rank = self._ranked(points, score, rows)
-        order = rank.argsort(descending=True, stable=True)
-        order = order[rows[order].argsort(stable=True)]
-        first = torch.ones_like(order, dtype=torch.bool)
-        first[1:] = rows[order][1:] != rows[order][:-1]
-        order = order[first]
+        order = best_of_rows(rank, rows)
         order = order[rank[order] > self._rank[rows[order]]]
         here = rows[order]
         self.z[here], self.value[here], self._rank[here] = points[order], score[order], rank[order]

@@ -277,7 +277,7 @@ def test_labels_of_any_kind(cls, learner, data, labels):
 
 def test_two_classes(cls, learner, binary):
     X, y = binary[0], np.array(["b", "a"])[binary[1]]
-    clf = learner(cls, max_epochs=6).fit(X, y)
+    clf = learner(cls, max_epochs=10).fit(X, y)
     check_outputs(clf, X, y)
     assert clf.score(X, y) > 0.9
 

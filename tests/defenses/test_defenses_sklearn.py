@@ -25,7 +25,6 @@ OF_THE_DEFAULTS = {
 #: What a defence can fail by its own loss, examples or parameters; the other checks are those of
 #: the simplest, and dealt out among those that stand for the other code paths.
 OF_EACH = OF_THE_DEFAULTS | {
-    "check_classifiers_train",
     "check_dont_overwrite_parameters",
     "check_estimator_cloneable",
     "check_estimator_repr",

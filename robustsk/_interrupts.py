@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
+
+# Every batch sets handlers many times. What the standard library has around these functions, to
+# give numbers their names, takes longer than all else here.
+try:
+    from _signal import SIGINT, getsignal, signal
+except ImportError:
+    from signal import SIGINT, getsignal, signal
 
 #: Devices on which arithmetic may be cast.
 _CAST = ("cpu", "cuda")
@@ -28,17 +34,17 @@ def uninterrupted():
     """
     handler = None
     if threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(signal.SIGINT)
+        handler = getsignal(SIGINT)
     # nobody's, ignored, the end of the process, or put off already
     if not callable(handler) or isinstance(handler, _Note):
         yield nullcontext
         return
     note = _Note()
     try:
-        signal.signal(signal.SIGINT, note)
+        signal(SIGINT, note)
         yield partial(_Interruptible, handler, note)
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal(SIGINT, handler)
         if note.arrived:
             handler(*note.arrived[0])
 
@@ -86,7 +92,7 @@ def noted():
     """
     arrived, handler = [], None
     if threading.current_thread() is threading.main_thread():
-        handler = signal.getsignal(signal.SIGINT)
+        handler = getsignal(SIGINT)
     if not callable(handler):
         yield arrived
         return
@@ -98,11 +104,11 @@ def noted():
             arrived.append(what)
             raise
 
-    signal.signal(signal.SIGINT, note)
+    signal(SIGINT, note)
     try:
         yield arrived
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal(SIGINT, handler)
 
 
 class _Interruptible:
@@ -112,13 +118,13 @@ class _Interruptible:
         self.handler, self.note = handler, note
 
     def __enter__(self):
-        signal.signal(signal.SIGINT, self.handler)
+        signal(SIGINT, self.handler)
         try:
             if self.note.arrived:
                 self.handler(*self.note.arrived.pop())
         except BaseException:
-            signal.signal(signal.SIGINT, self.note)
+            signal(SIGINT, self.note)
             raise
 
     def __exit__(self, *error):
-        signal.signal(signal.SIGINT, self.note)
+        signal(SIGINT, self.note)

@@ -1,13 +1,13 @@
 """For which defences a test of all of them runs in the default run.
 
 What a defence can break by itself (its loss, its examples, its state) is tested for each. What the
-base classes decide is tested for one defence of each code path, and for all in the slow run.
+base classes decide is tested for the simplest defence and some of those that have a code path of
+their own, and for all in the slow run.
 """
 
 import inspect
 
-import pytest
-from code_paths import one_per_code_path
+from code_paths import each_code_path
 
 from robustsk import PGD
 from robustsk._discovery import all_defenses
@@ -49,8 +49,8 @@ SAVING = ("__getstate__", "__setstate__", "load_params", "cuda_dependent_attribu
 
 
 def one_of_each(*names):
-    """Return a mark that gives a test one defence of each code path of the named methods."""
-    return pytest.mark.parametrize("cls", one_per_code_path(DEFENSES, *names))
+    """Return a decorator that gives a test defences by the code paths of the named methods."""
+    return each_code_path(DEFENSES, *names)
 
 
 def own_parameters(cls):

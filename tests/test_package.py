@@ -97,21 +97,25 @@ def test_import_is_light():
     assert imported_by("import robustsk; robustsk.__version__; dir(robustsk)") == []
 
 
-@pytest.mark.parametrize("name", ["PGD", "EnsembleCCE", "RobustnessCurveDisplay"])
-def test_one_name_does_not_pull_in_what_is_optional(name):
-    imported = imported_by(f"from robustsk import {name}")
-    assert "torch" in imported
-    assert not {"torchvision", "matplotlib"} & set(imported)
-
-
-def test_training_does_not_need_what_is_optional():
-    code = (
-        "import numpy as np; from robustsk import PGDATClassifier;"
-        "X = np.random.default_rng(0).random((8, 1, 8, 8), dtype=np.float32);"
-        "y = np.arange(8) % 2;"
-        "PGDATClassifier(max_epochs=1).fit(X, y).score_adversarial(X, y)"
+def test_what_is_optional_is_not_pulled_in():
+    """Neither by names nor by training; all in one process, so that torch is imported once."""
+    said = run(
+        "import sys, numpy as np\n"
+        "def say(what):\n"
+        f"    print(what, *[m for m in {HEAVY} if m in sys.modules], sep=',')\n"
+        "from robustsk import PGD; say('PGD')\n"
+        "from robustsk import EnsembleCCE; say('EnsembleCCE')\n"
+        "from robustsk import RobustnessCurveDisplay; say('RobustnessCurveDisplay')\n"
+        "from robustsk import PGDATClassifier\n"
+        "X = np.random.default_rng(0).random((8, 1, 8, 8), dtype=np.float32)\n"
+        "y = np.arange(8) % 2\n"
+        "PGDATClassifier(max_epochs=1).fit(X, y).score_adversarial(X, y); say('training')\n"
     )
-    assert not {"torchvision", "matplotlib"} & set(imported_by(code))
+    imported = {line.partition(",")[0]: set(line.split(",")[1:]) for line in said}
+    assert list(imported) == ["PGD", "EnsembleCCE", "RobustnessCurveDisplay", "training"]
+    for what, modules in imported.items():
+        assert "torch" in modules, what
+        assert not {"torchvision", "matplotlib"} & modules, what
 
 
 # --- metadata ------------------------------------------------------------------------

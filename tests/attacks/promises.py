@@ -1,14 +1,16 @@
 """What the suites of promises share: the attacks, settings that make them cheap, marks.
 
 What a class can break by itself is looked at in every class. What base classes decide is looked at
-in one class of each code path (`per_code_path`), and in all others by the slow run.
+in the simplest class and some of those that have a code path of their own (`per_code_path`), and in
+all others by the slow run. Every class is looked at in its own norm. That other norms are respected
+is decided by what all attacks share, and they are dealt out among the tests (`every_norm`).
 """
 
 import inspect
 
 import numpy as np
 import pytest
-from code_paths import one_per_code_path
+from code_paths import each_code_path, is_dealt
 
 from robustsk._discovery import all_attacks
 from robustsk.attacks import PGD
@@ -39,50 +41,70 @@ def ids(classes):
 
 
 def per_code_path(*names, classes=ATTACKS):
-    """Return a mark with all classes, slow but for one that stands for each code path."""
-    return pytest.mark.parametrize("cls", one_per_code_path(classes, *names))
+    """Return a decorator that gives a test attacks by the code paths of the named methods."""
+    return each_code_path(classes, *names)
 
 
 def norms_on(data_of_default_run):
-    """Return a mark with every norm on the table and on images, one of which is slow."""
-    return pytest.mark.parametrize(
-        ("problem", "cls", "norm"),
-        [
+    """Return a decorator: `every_norm` on the table and on images, one of which is slow."""
+
+    def decorate(test):
+        params = [
             pytest.param(
                 data,
                 cls,
                 norm,
                 id=f"{data}-{cls.__name__}-{norm:g}",
-                marks=() if data == data_of_default_run else pytest.mark.slow,
+                marks=() if data == data_of_default_run and now else pytest.mark.slow,
             )
             for data in ("table", "images")
-            for cls in ATTACKS
-            for norm in cls.supported_norms
-        ],
-        indirect=["problem"],
-    )
+            for cls, norm, now in _norms(test)
+        ]
+        return pytest.mark.parametrize(("problem", "cls", "norm"), params, indirect=["problem"])(
+            test
+        )
+
+    return decorate
 
 
-def _norms(marks_of_others=()):
-    return pytest.mark.parametrize(
-        ("cls", "norm"),
-        [
-            pytest.param(
-                cls,
-                norm,
-                id=f"{cls.__name__}-{norm:g}",
-                marks=() if norm == float(cls().norm) else marks_of_others,
-            )
-            for cls in ATTACKS
-            for norm in cls.supported_norms
-        ],
-    )
+def every_norm(test):
+    """Give a test each class in each norm; others than its own are in the default run at times."""
+    return _in_norms(test, _norms(test))
+
+
+def default_norm(test):
+    """Give a test each class in each norm; the default run has only that of each class."""
+    return _in_norms(test, [(cls, norm, _is_own(cls, norm)) for cls, norm, _ in _norms(test)])
+
+
+def _in_norms(test, norms):
+    params = [
+        pytest.param(
+            cls, norm, id=f"{cls.__name__}-{norm:g}", marks=() if now else pytest.mark.slow
+        )
+        for cls, norm, now in norms
+    ]
+    return pytest.mark.parametrize(("cls", "norm"), params)(test)
+
+
+def _norms(test):
+    """Return classes with their norms, and whether they are for the default run of a test."""
+    return [
+        (
+            cls,
+            norm,
+            _is_own(cls, norm) or is_dealt(f"{cls.__name__} {norm:g}", test.__name__),
+        )
+        for cls in ATTACKS
+        for norm in cls.supported_norms
+    ]
+
+
+def _is_own(cls, norm):
+    return norm == float(cls().norm)
 
 
 every_attack = pytest.mark.parametrize("cls", ids(ATTACKS))
-every_norm = _norms()
-#: Every norm, but the default run has only that of each class.
-default_norm = _norms(pytest.mark.slow)
 WHITE_BOX = [cls for cls in ATTACKS if cls().access not in ("scores", "labels")]
 white_box = pytest.mark.parametrize("cls", ids(WHITE_BOX))
 black_box = pytest.mark.parametrize("cls", ids(cls for cls in ATTACKS if cls not in WHITE_BOX))

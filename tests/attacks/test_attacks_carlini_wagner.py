@@ -69,8 +69,12 @@ def in_box(lacking, gradient, x, norm):
     return np.linalg.norm(step(high), ord=norm)
 
 
-@pytest.mark.parametrize("norm", [2.0, np.inf])
+in_both = pytest.mark.parametrize("norm", [2.0, np.inf])
+in_one = pytest.mark.parametrize("norm", [2.0, pytest.param(np.inf, marks=pytest.mark.slow)])
+
+
 class TestDistance:
+    @in_one
     def test_linear(self, norm, linear):
         net, X, y = linear
         lacking, gradients = differences(net, X, y)
@@ -85,6 +89,7 @@ class TestDistance:
         assert np.median(found / exact) < CLOSE[norm][0]
         assert np.quantile(found / exact, 0.9) < CLOSE[norm][1]
 
+    @in_both
     def test_linear_in_a_box(self, norm, linear):
         net, X, y = linear
         X = np.clip(X, 0.3, 0.7) - 0.3  # many at the lower edge
@@ -107,6 +112,7 @@ class TestDistance:
         assert np.quantile(ratio, 0.85) < CLOSE[norm][1]
         assert np.all(np.isinf(info["distance"][~reachable]))
 
+    @in_one
     def test_targeted(self, norm, linear):
         net, X, y = linear
         target = (y + 1) % 4
@@ -126,6 +132,7 @@ class TestDistance:
         assert np.all(info["distance"] >= np.array(bound) * (1 - 1e-9))
         assert np.median(info["distance"] / bound) < 1.2
 
+    @in_one
     def test_network_against_a_grid(self, norm, plane):
         net, X = plane
         y = logits(net, X).argmax(1)
@@ -145,6 +152,7 @@ class TestDistance:
         assert np.median(ratio) < 1.03
         assert np.quantile(ratio, 0.8) < 1.25
 
+    @in_one
     def test_radius_per_feature(self, norm, linear):
         net, X, y = linear
         eps = np.array([1.0, 0.1, 0.0, 3.0, 1.0, 0.5, 0.0, 1.0])
@@ -156,7 +164,8 @@ class TestDistance:
         # `distance` is in the units of the largest radius
         assert np.median(info["distance"] / (3 * exact)) < CLOSE[norm][0]
 
-    @pytest.mark.parametrize("unit", [1e-3, 1e4])
+    @in_one
+    @pytest.mark.parametrize("unit", [1e-3, pytest.param(1e4, marks=pytest.mark.slow)])
     def test_units_of_the_data_do_not_matter(self, norm, unit, linear):
         net, X, y = linear
         scaled = nn.Linear(8, 4).double().requires_grad_(False)
@@ -170,7 +179,7 @@ class TestDistance:
             assert_allclose(other / unit, one, atol=1e-3)
 
 
-@pytest.mark.parametrize("norm", [2.0, pytest.param(np.inf, marks=pytest.mark.slow)])
+@in_one
 def test_change_of_variable(norm, linear):
     net, X, _ = linear
     y = logits(net, X).argmax(1)
@@ -205,7 +214,7 @@ def test_confidence_is_the_margin_asked_for(linear):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", [2.0, np.inf])
+@in_both
 def test_settings_and_their_effect(norm, images):
     X, y = images.X[:4], images.y[:4]
 
@@ -223,7 +232,7 @@ def test_settings_and_their_effect(norm, images):
     assert median(abort_early=False, n_steps=40) < 1.05 * best
 
 
-@pytest.mark.parametrize("norm", [2.0, np.inf])
+@in_both
 def test_another_class_where_the_best_one_is_out_of_reach(norm):
     # class 1 is the most likely wrong one everywhere but for x_1 close to 1, and never wins
     net = nn.Linear(2, 3).double().requires_grad_(False)

@@ -45,7 +45,7 @@ def learner(make):
     """Return a function that makes an estimator that gets blobs right."""
 
     def _make(cls, **params):
-        return make(cls, **{"max_epochs": 15, "lr": 0.05, **params})
+        return make(cls, **{"max_epochs": 8, "lr": 0.1, **params})
 
     return _make
 

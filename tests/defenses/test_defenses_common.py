@@ -95,7 +95,7 @@ def test_tables_of_any_dtype(cls, learner, data, dtype):
     X, y = data
     if np.issubdtype(dtype, np.integer):
         X = np.round(10 * (X - X.min())).astype(dtype)
-        clf = learner(cls, adversary__eps=1.0)
+        clf = learner(cls, adversary__eps=1.0, max_epochs=15, lr=0.05)
     else:
         X = X.astype(dtype)
         clf = learner(cls)
@@ -155,7 +155,7 @@ def test_noncontiguous_and_reversed_arrays(cls, make, data):
 
 def test_images(cls, learner, images):
     X, y = images
-    clf = learner(cls, module__hidden_sizes=(32,)).fit(X, y)
+    clf = learner(cls, module__hidden_sizes=(32,), lr=0.02).fit(X, y)
     assert clf.input_shape_ == (1, 8, 8)
     check_outputs(clf, X, y)
     assert clf.score(X, y) > 0.8
@@ -166,14 +166,16 @@ def test_images(cls, learner, images):
 @pytest.mark.parametrize("kind", ["n1hw", "nhw", "flat"])
 def test_images_of_any_layout(cls, learner, images, kind):
     X, y = images
-    settings = {"module": None} if kind == "n1hw" else {"module__hidden_sizes": (32,)}
+    settings = {"module__hidden_sizes": (32,), "lr": 0.02}
+    if kind == "n1hw":
+        settings = {"module": None, "lr": 0.01, "max_epochs": 30}
     if kind == "nhw":
         X = X[:, 0]
     elif kind == "flat":
         X = X.reshape(len(X), -1)
         settings["input_shape"] = (1, 8, 8)
     for seed in (0, 1):  # from some starts a small network does not get off the ground
-        clf = learner(cls, lr=0.01, max_epochs=30, random_state=seed, **settings).fit(X, y)
+        clf = learner(cls, random_state=seed, **settings).fit(X, y)
         if clf.score(X, y) > 0.8:
             break
     assert clf.input_shape_ == ((8, 8) if kind == "nhw" else (1, 8, 8))

@@ -5,7 +5,7 @@ from functools import cache
 from unittest import SkipTest
 
 import pytest
-from code_paths import one_per_code_path
+from code_paths import code_paths, speaks
 from defense_paths import DATA, DEFENSES, NETWORK, PREDICTION, SAVING, epochs
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import estimator_checks_generator
@@ -22,10 +22,9 @@ OF_THE_DEFAULTS = {
     "check_parameters_default_constructible",
 }
 
-#: What a defence can fail by its own loss, examples or parameters; for the other checks one of each
-#: code path speaks.
+#: What a defence can fail by its own loss, examples or parameters; the other checks are those of
+#: the simplest, and dealt out among those that stand for the other code paths.
 OF_EACH = OF_THE_DEFAULTS | {
-    "check_classifiers_train",
     "check_dont_overwrite_parameters",
     "check_estimator_cloneable",
     "check_estimator_repr",
@@ -52,12 +51,12 @@ def checks_of(cls):
 
 def cases():
     """Give each defence each check; slow are those that repeat what another case shows."""
-    for param in one_per_code_path(DEFENSES, "_train", *DATA, *NETWORK, *PREDICTION, *SAVING):
-        (cls,) = param.values
+    chosen = code_paths(DEFENSES, "_train", *DATA, *NETWORK, *PREDICTION, *SAVING)
+    for cls in DEFENSES:
         for label in checks_of(DEFENSES[0]):
             name, _, options = label.partition("(")
             again = "readonly_memmap" in options or "X_dtype" in options
-            slow = again or (param.marks and name not in OF_EACH)
+            slow = again or not (name in OF_EACH or speaks(cls, chosen, label))
             yield pytest.param(
                 cls, label, id=f"{cls.__name__}-{label}", marks=pytest.mark.slow if slow else ()
             )

@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 import numpy as np
 import pytest
 import torch
-from defense_paths import DATA, NETWORK, PARAMETERS, TRAINING, one_of_each
+from defense_paths import DATA, NETWORK, PARAMETERS, SAVING, TRAINING, one_of_each
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from skorch import NeuralNet
@@ -329,6 +329,7 @@ def test_attack_sees_evaluation_mode(cls, make, data):
     assert not any(modes)
 
 
+@one_of_each(*TRAINING, *NETWORK, "craft", "training_loss")
 def test_batch_normalisation(cls, make, data):
     X, y = data[0][:33], data[1][:33]  # the last of three batches holds one sample
     clf = make(cls, module=Normed).fit(X, y)
@@ -343,6 +344,7 @@ def test_batch_normalisation(cls, make, data):
     assert np.isfinite(whole.predict_proba(X)).all()
 
 
+@one_of_each(*TRAINING, *NETWORK, "craft", "training_loss")
 def test_optimizer_with_a_closure(cls, learner, data):
     """LBFGS evaluates the loss several times per step; the attack runs once."""
     calls = []
@@ -458,7 +460,7 @@ def test_weight_zero_is_absence(cls, make, data):
     X, y = data
     weight = (np.arange(len(X)) % 3 > 0).astype(float)
     keep = weight > 0
-    for size in (-1, 8):
+    for size in (-1, 16):
         weighted = make(cls, batch_size=size).fit(X, y, sample_weight=weight)
         removed = make(cls, batch_size=size).fit(X[keep], y[keep])
         assert close_weights(weights(weighted), weights(removed), rtol=1e-6, atol=1e-8)
@@ -467,10 +469,10 @@ def test_weight_zero_is_absence(cls, make, data):
 
 def test_weights_scale_and_count(cls, make, data):
     X, y = data
-    plain = weights(make(cls).fit(X, y))
-    uniform = weights(make(cls).fit(X, y, sample_weight=np.full(len(X), 3.0)))
+    plain = weights(make(cls, max_epochs=1).fit(X, y))
+    uniform = weights(make(cls, max_epochs=1).fit(X, y, sample_weight=np.full(len(X), 3.0)))
     assert close_weights(plain, uniform, rtol=1e-5, atol=1e-7)
-    skewed = weights(make(cls).fit(X, y, sample_weight=1.0 + 9 * (y == 0)))
+    skewed = weights(make(cls, max_epochs=1).fit(X, y, sample_weight=1.0 + 9 * (y == 0)))
     assert not close_weights(plain, skewed, rtol=1e-3)
 
 
@@ -610,6 +612,7 @@ def test_an_error_in_training_leaves_no_trace_of_it(cls, make, data):
 # --- divergence ----------------------------------------------------------------------
 
 
+@one_of_each(*TRAINING, *NETWORK, *SAVING)
 def test_nan_in_the_weights_stops_the_fit(cls, make, data):
     good = {}
 

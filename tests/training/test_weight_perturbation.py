@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from defense_paths import DEFENSES, TRAINING, epochs, one_of_each
+from defense_paths import DEFENSES, NETWORK, TRAINING, epochs, one_of_each
 from numpy.testing import assert_allclose
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
@@ -253,7 +253,7 @@ def test_interrupt_in_a_step_restores_the_weights(data):
 # --- with every defence --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", DEFENSES)
+@one_of_each(*TRAINING, *NETWORK)
 def test_without_perturbation_it_is_the_base_method(cls, data):
     base = make(cls, weight_perturbation=None, **epochs(cls, 2), **SMALL).fit(*data)
     same = make(cls, weight_perturbation=AWP(gamma=0), **epochs(cls, 2), **SMALL).fit(*data)
@@ -271,14 +271,16 @@ def test_a_warm_up_that_never_ends_is_the_base_method(cls, data):
     np.testing.assert_array_equal(proba(same, data[0]), proba(base, data[0]))
 
 
-@pytest.mark.parametrize("cls", DEFENSES)
+@one_of_each(*TRAINING, *NETWORK)
 def test_goes_with_every_defence(cls, data):
     params = {"weight_perturbation": AWP(gamma=0.02), **epochs(cls, 5), **SMALL}
     assert make(cls, **params).fit(*data).score(*data) > 0.6
 
 
 @one_of_each(*TRAINING)
-@pytest.mark.parametrize(("precision", "n_rounds"), [(None, 1), ("bf16", 2)])
+@pytest.mark.parametrize(
+    ("precision", "n_rounds"), [pytest.param(None, 1, marks=pytest.mark.slow), ("bf16", 2)]
+)
 def test_is_deterministic(cls, precision, n_rounds, data):
     awp = AWP(gamma=0.02, n_rounds=n_rounds)
     params = {"precision": precision, "weight_perturbation": awp, **epochs(cls, 5), **SMALL}

@@ -3,6 +3,9 @@
 from .._shared import export_all as _export_all
 from ..victims._checks import NoGradientError as NoGradientError
 from ..victims.converters import register_converter as register_converter
+from ..victims.expressions import Column as Column
+from ..victims.expressions import count as count
+from ..victims.expressions import safe_div as safe_div
 from ..victims.resolve import as_victim as as_victim
 from ..victims.space import FeatureSpace as FeatureSpace
 from ..victims.victim import Victim as Victim

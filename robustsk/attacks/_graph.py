@@ -262,6 +262,8 @@ def check(prepared, x, objective, keep):
         raise CannotCapture("the objective is not one of those that are known by a name")
     if prepared.norm not in _NORMS:
         raise CannotCapture(f"the projection in norm {prepared.norm:g} looks at what it has found")
+    if prepared.space is not None:
+        raise CannotCapture("rows of a table are brought into their space outside of the device")
     if attack.target is not None:
         raise CannotCapture("it has a target")
     if not isinstance(prepared.eps, float):

@@ -73,7 +73,8 @@ def warn_about_rows(rows, stacklevel=5):
     relations = space.limits_.relations
     if relations is not None:
         failing = ~relations.satisfied(np.where(is_missing(values), np.nan, values))
-        named = [str(r) for r, fails in zip(relations, failing.T, strict=True) if fails.any()]
+        said = space.limits_.said
+        named = [said[j] for j in np.flatnonzero(failing.any(axis=0))]
         if named:
             warnings.warn(
                 f"relations {named} fail for {int(failing.any(axis=1).sum())} of {len(rows)} rows "

@@ -92,6 +92,10 @@ class Preparation(SparseInput):
             encoded, weight = encoded[kept], weight[kept]
         previous = None if reset else getattr(self, "adversary_", None)
         self.adversary_ = adversary = self._adversary()
+        space = adversary._resolved().space
+        if space is not None:  # the order of the columns is that of the batches
+            space = space.in_order(X if is_dataset(X) else original)
+            self.adversary_ = adversary = adversary._with(space=space)
         if previous is not None and hasattr(adversary, "resume"):
             adversary.resume(previous)
         self.weight_perturbation_ = self._nested("weight_perturbation")

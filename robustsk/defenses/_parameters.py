@@ -18,6 +18,7 @@ from torch import nn
 from ..attacks import BaseAttack
 from ..models.heads import Head
 from ..training import AWP
+from ..victims.space import FeatureSpace
 
 #: What a network is made of.
 Network: TypeAlias = str | nn.Module | Callable[..., nn.Module]
@@ -32,6 +33,7 @@ class NestedDefenseParameters(TypedDict, total=False):
     adversary__clip: str | Sequence[ArrayLike] | np.ndarray | None
     adversary__target: ArrayLike | None
     adversary__mask: ArrayLike | None
+    adversary__space: FeatureSpace | None
     adversary__bn_mode: str
     adversary__precision: str | None
     adversary__compile: bool | str

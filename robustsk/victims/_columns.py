@@ -28,6 +28,8 @@ class Columns:
     X : DataFrame of pandas or polars, or array-like of shape (n_samples, ...)
     labels : dict, optional
         Labels of columns by name; there may be more in X.
+    in_order : bool, default=False
+        Whether rows are written in the order of the table instead.
 
     Attributes
     ----------
@@ -42,12 +44,12 @@ class Columns:
         What stands for a number that is missing, NaN where none is.
     """
 
-    def __init__(self, X, labels=None):
+    def __init__(self, X, labels=None, in_order=False):
         self._maker = maker = maker_of(X)
         self.shape = tuple(np.shape(X)[1:])
-        self.names = maker.names(X)
         self.given = maker.given(X)
-        self.columns = maker.columns(X)
+        self.names = self.given if in_order else maker.sorted(self.given)
+        self.columns = maker.columns(X, self.names)
         for name, known in (labels or {}).items():
             if name in self.names:
                 column = self.columns[self.names.index(name)]
@@ -92,7 +94,7 @@ class Columns:
         ValueError
             If there are other columns.
         """
-        other = Columns(X)
+        other = Columns(X, in_order=self.names == self.given)
         if self.has_names and other.has_names and self.names != other.names:
             unknown = [name for name in other.names if name not in self.names]
             lost = [name for name in self.names if name not in other.names]

@@ -161,13 +161,13 @@ class _Frames:
             raise ValueError(f"X has several columns of one name: {twice[:10]}.")
         return given
 
-    @classmethod
-    def names(cls, X):
-        return sorted(cls.given(X), key=str)
+    @staticmethod
+    def sorted(names):
+        return sorted(names, key=str)
 
     @classmethod
-    def columns(cls, X):
-        return [cls.column(name, X[name]) for name in cls.names(X)]
+    def columns(cls, X, names):
+        return [cls.column(name, X[name]) for name in names]
 
     @classmethod
     def encode(cls, columns, X):
@@ -336,13 +336,15 @@ class Arrays:
     has_names = False
 
     @staticmethod
-    def names(X):
+    def given(X):
         return list(range(int(np.prod(np.shape(X)[1:]))))
 
-    given = names
+    @staticmethod
+    def sorted(names):
+        return names
 
     @classmethod
-    def columns(cls, X):
+    def columns(cls, X, names):
         X = np.asarray(X)
         if X.dtype.kind in "biuf":
             lost = X.dtype.kind == "f" and bool(np.isnan(X).any())

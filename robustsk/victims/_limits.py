@@ -10,6 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ._frames import is_missing
+from .expressions import Column, Relation
+from .relations import Relations
 
 KINDS = ("real", "integer", "ordinal", "categorical", "frozen")
 _SCALES = ("range", "std", "iqr")
@@ -66,6 +68,8 @@ class Limits:
     group_costs : list of float
         What their change costs.
     relations : Relations or None
+    said : list of str
+        The relations in words.
     """
 
     def __init__(self, space, columns, values):
@@ -349,17 +353,41 @@ class Limits:
         return [column.labels[int(code)] for code in known]
 
     def _learn_relations(self, values):
-        self.relations = None
-        if not self._space.relations and not self._column_bounds:
-            return
-        from .relations import Relations, column_bound
-
-        relations = list(self._space.relations)
-        names = self._columns.names
+        relations = (
+            [self._space.relations]
+            if isinstance(self._space.relations, Relation)
+            else [*self._space.relations]
+        )
+        names, columns = self._columns.names, self._columns.columns
         for side, number, other in self._column_bounds:
-            relations.append(column_bound(names[number], names[other], side))
-        self.relations = Relations(relations, names, self._columns.number_of, self._space.tolerance)
-        self.relations.fit(np.where(is_missing(values), np.nan, values))
+            ends = Column(names[other]), Column(names[number])
+            relations.append(ends[side] <= ends[1 - side])
+        self.relations, self.said = None, [str(relation) for relation in relations]
+        if not relations:
+            return
+        self.relations = Relations(
+            relations,
+            names,
+            self._columns.number_of,
+            self._space.tolerance,
+            categories={
+                name: column.labels
+                for name, column in zip(names, columns, strict=True)
+                if column.is_coded
+            },
+        ).fit(np.where(is_missing(values), np.nan, values))
+        failing = [
+            f"{relation} (in {count:,} rows)"
+            for relation, count in zip(relations, self.relations.n_failing_, strict=True)
+            if count
+        ]
+        if failing:
+            warnings.warn(
+                f"Of {len(values):,} training rows some contradict the relations: "
+                f"{', '.join(failing)}. Such rows are not changed.",
+                UserWarning,
+                stacklevel=5,
+            )
 
 
 def _kind_of(column):

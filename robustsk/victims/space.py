@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
@@ -18,6 +18,7 @@ from .._containers import to_array
 from ._columns import Columns, TableRows
 from ._frames import is_missing
 from ._limits import Every, Limits, declared
+from .expressions import Columns as ColumnNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -249,9 +250,23 @@ class FeatureSpace(BaseEstimator):
         ValueError
             If a parameter names columns that are not there, or contradicts the data.
         """
+        return self._fit(X)
+
+    def in_order(self, X: Any) -> Self:
+        """Return such a space, fitted on `X`, whose rows are in the order of the columns of `X`.
+
+        As a network takes them, which knows no names.
+
+        Parameters
+        ----------
+        X : table
+        """
+        return clone(self)._fit(X, in_order=True)
+
+    def _fit(self, X, in_order=False):
         X = to_array(X)
         self.__dict__.pop("_tensors", None)
-        columns = self.columns_ = Columns(X, declared(self.categories))
+        columns = self.columns_ = Columns(X, declared(self.categories), in_order)
         self.n_features_in_ = len(columns.names)
         if columns.has_names and all(isinstance(name, str) for name in columns.names):
             self.feature_names_in_ = np.asarray(columns.given, dtype=object)
@@ -269,11 +284,9 @@ class FeatureSpace(BaseEstimator):
         return "columns_" in vars(self)
 
     @property
-    def columns(self):
+    def columns(self) -> ColumnNames:
         """The columns, to write relations with: ``c = space.columns; c.n_open <= c.n_total``."""
-        from .relations import ColumnNames
-
-        return ColumnNames()
+        return ColumnNames(self.columns_.given if self.__sklearn_is_fitted__() else None)
 
     def encode(self, X: Any) -> TableRows:
         """Return a table as numbers, which is what attacks work on.

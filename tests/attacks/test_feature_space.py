@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from robustsk import PGD, FeatureSpace, score_adversarial
+from robustsk import PGD, FeatureSpace, PGDATClassifier, score_adversarial
 from robustsk.attacks import SquareAttack
 from robustsk.attacks.table_ball import TableBall
 
@@ -403,6 +403,64 @@ def test_bytes_stay_bytes():
     adversarial = PGD(net, eps=2.5, clip=(0, 255), space=space, random_state=0).generate(tensors)
     assert isinstance(adversarial, torch.Tensor)
     assert torch.equal(adversarial, adversarial.round())
+
+
+def test_relations_hold_and_rows_that_contradict_them_stay():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"n_total": rng.integers(1, 30, 60), "rate": rng.uniform(0, 1, 60)})
+    X["n_open"] = np.floor(X.n_total * rng.uniform(0, 1, 60)).astype(int)
+    X["paid"] = X.n_total - X.n_open
+    y = (X.n_open + 5 * X.rate > 8).astype(int)
+    c = FeatureSpace().columns
+    relations = [c.n_open <= c.n_total, c.paid == c.n_total - c.n_open]
+    space = FeatureSpace(scale="range", relations=relations).fit(X)
+    assert repr(clone(space)) == repr(space)
+    clf = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
+    for norm, eps in ((np.inf, 0.2), (2.0, 0.3), (1.0, 0.4)):
+        for attack in (
+            PGD(clf, norm=norm, eps=eps, space=space, random_state=0),
+            SquareAttack(clf, norm=norm, eps=eps, space=space, random_state=0, max_queries=40),
+        ):
+            found = attack.generate(X, y)
+            assert (found.n_open <= found.n_total).all()
+            assert (found.paid == found.n_total - found.n_open).all()
+            moved = (found - X) / (X.max() - X.min())
+            assert np.linalg.norm(moved, ord=norm, axis=1).max() <= eps * (1 + 1e-6)
+            assert clf.score(found, y) < clf.score(X, y)
+    X.loc[3, "paid"] = 99
+    with pytest.warns(UserWarning, match=r"'paid == n_total - n_open'\] fail for 1 of 60 rows"):
+        found, info = attack.generate(X, y, return_info=True)
+    pd.testing.assert_frame_equal(found[3:4], X[3:4])
+    assert_array_equal(np.flatnonzero(info["invalid_clean"]), [3])
+    with pytest.warns(UserWarning, match=r"paid == n_total - n_open \(in 1 rows\)"):
+        FeatureSpace(relations=relations).fit(X)
+
+
+def test_a_column_bounds_another():
+    X = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 2.5]})
+    space = FeatureSpace(bounds={"a": (0, "b"), "b": (0, 9)}).fit(X)
+    found = settled(space, X, [[9.0, 0.0], [9.0, 2.5]], np.inf, 5.0)
+    assert (found[:, 0] <= found[:, 1] * (1 + 1e-6)).all()
+
+
+def test_training_within_a_space():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame({"z": rng.integers(0, 10, 80), "a": rng.uniform(0, 100, 80)})
+    y = (10 * X.z + X.a > 95).astype(int)
+    seen = []
+
+    class Watched(PGD):
+        def _attack_batch(self, batch):
+            z = batch.ball.settle(super()._attack_batch(batch))
+            seen.append((batch.x, z))
+            return z
+
+    adversary = Watched(eps=0.2, n_steps=3, space=FeatureSpace(scale="range", immutable=["a"]))
+    PGDATClassifier(adversary=adversary, max_epochs=1, random_state=0, verbose=0).fit(X, y)
+    x, z = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    assert torch.equal(x[:, 1], z[:, 1])
+    assert torch.equal(z[:, 0], z[:, 0].round())
+    assert (x[:, 0] != z[:, 0]).any()
 
 
 def test_a_network_says_what_it_needs(loans):

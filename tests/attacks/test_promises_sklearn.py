@@ -98,8 +98,14 @@ def checks_of(cls):
     return found
 
 
-@pytest.mark.parametrize("label", checks_of(ATTACKS[0]))
-@every_attack
+@pytest.mark.parametrize(
+    ("cls", "label"),
+    [
+        pytest.param(cls, label, id=f"{cls.__name__}-{label}")
+        for cls in ATTACKS
+        for label in checks_of(cls)
+    ],
+)
 def test_scikit_learn_checks(cls, label):
     attack, check = checks_of(cls)[label]
     check(attack)
@@ -114,4 +120,3 @@ def test_scikit_learn_checks_in_other_norms(estimator, check):
 @every_attack
 def test_scikit_learn_checks_are_many(cls):
     assert len(checks_of(cls)) >= 45
-    assert checks_of(cls).keys() == checks_of(ATTACKS[0]).keys()

@@ -13,6 +13,8 @@ from .threat import Ball, project_l1_box
 _SLACK = 1e-9
 #: How far a number that costs nothing goes per unit of the radius: a range is what ends it.
 _FREE = 1e30
+#: How often a row is projected onto all relations, each time that a model is asked about it.
+_SWEEPS = 8
 
 
 class TableBall(Ball):
@@ -262,7 +264,7 @@ class TableBall(Ball):
 
         free = (self._constants.is_number & ~self._locked).cpu().numpy()
         integer = self._constants.is_integer.cpu().numpy()
-        repaired = relations.repair(proposed, clean, project, integer, free)
+        repaired = relations.repair(proposed, clean, project, integer, free, _SWEEPS)
         return torch.where(torch.as_tensor(lost).to(x.device), x, torch.as_tensor(repaired).to(x))
 
     def _switch(self, values):

@@ -39,6 +39,8 @@ class TableBall(Ball):
     """
 
     is_table = True
+    #: What each row has paid for its categories, if these are settled.
+    _paid = None
 
     def __init__(self, x, norm, eps, space, lower=None, upper=None, budgets=None):
         self.x, self.norm, self.space = x, norm, space
@@ -117,8 +119,9 @@ class TableBall(Ball):
         """Return the ball around the samples in `index` only."""
         other = super().select(index)
         other._locked, other.invalid = self._locked[index], self.invalid[index]
-        if self._budgets is not None:
-            other._budgets = self._budgets[index]
+        for name in ("_budgets", "_paid"):
+            if getattr(self, name) is not None:
+                setattr(other, name, getattr(self, name)[index])
         for name in ("weight", "_falling"):
             value = getattr(self, name)
             if value.ndim == self.x.ndim:
@@ -144,8 +147,7 @@ class TableBall(Ball):
         for name in ("x", "low", "high", "lower", "upper"):
             setattr(other, name, torch.where(number, getattr(self, name), z))
         other._locked = self._locked | ~self._constants.is_number
-        share = column(self._share(self.switched(z)[0]), z)
-        other.weight, other._falling = self.weight * share, self._falling * share
+        other._paid = self.switched(z)[0]
         return other
 
     # --- units -----------------------------------------------------------------------
@@ -163,6 +165,11 @@ class TableBall(Ball):
         if not self._is_uneven:
             return self.weight
         return torch.where(delta < 0, self._falling, self.weight)
+
+    def seen(self, delta):
+        """Return moves, those of numbers on a grid of one step at least."""
+        step = self.step.reshape(self.x.shape[1:])
+        return torch.where(delta.abs() < step, delta.sign() * step, delta)
 
     def distance(self, z):
         """Return what the moves to `z` cost together, shape (n,); the ball ends at `radius`."""
@@ -293,6 +300,8 @@ class TableBall(Ball):
             blocks.append(places)
         spent = torch.zeros_like(x[:, 0]) if x.shape[1] else x.new_zeros(len(x))
         result = x.clone()
+        if self._paid is not None:
+            return result, self._paid, result.new_zeros((len(x), len(blocks)), dtype=torch.bool)
         if not blocks:
             return result, spent, torch.zeros((len(x), 0), dtype=torch.bool, device=x.device)
         cost = torch.stack(costs, 1)  # NaN where nothing changes

@@ -349,6 +349,10 @@ class Ball:
         """Return what a model is asked about at `z`."""
         return z
 
+    def seen(self, delta):
+        """Return moves, each so long that what a model is asked about changes."""
+        return delta
+
     def distance(self, z):
         """Return how far `z` is from the samples, shape (n,); the ball ends at `radius`."""
         return length(flat(self.to_unit(z - self.x)), self.norm)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..._validation import check_count
 from ..noise import Stream
 from ..queries import Queries
-from ._search import MARGIN, Search, parts, rounding
+from ._search import MARGIN, Search, parts, rounding, with_best_categories
 from .base import BaseBlackBoxAttack
 from .square import image_shape
 
@@ -107,6 +107,7 @@ class LocalSearch(BaseBlackBoxAttack):
         for name in ("n_steps", "n_candidates", "n_kept", "reach"):
             check_count(getattr(self, name), name)
         queries = Queries(batch, self.max_queries)
+        batch = with_best_categories(batch, queries)
         result = torch.empty_like(batch.x)
         for rows in parts(batch.x, self.n_candidates):
             search = Search(batch, queries, rows)

@@ -13,7 +13,7 @@ import torch
 from ..._validation import check_count
 from ..noise import Stream
 from ..queries import Queries
-from ._search import MARGIN, Search
+from ._search import MARGIN, Search, with_best_categories
 from .base import BaseBlackBoxAttack
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class SquareAttack(BaseBlackBoxAttack):
         if not isinstance(self.p_init, numbers.Real) or not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be a share between 0 and 1, got {self.p_init!r}.")
         queries = Queries(batch, self.max_queries)
+        batch = with_best_categories(batch, queries)
         todo = torch.arange(len(batch.x), device=batch.x.device)
         search = Search(batch, queries, todo, limit=1)
         search.ask(batch.x)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._parameters import AttackParameters
 
 #: Columns, and moves of each, that are tried in pairs.
-_PAIRED, _VALUES = 5, 3
+_PAIRED, _VALUES = 5, 2
 #: Share of the questions left that single moves may take; the rest is for moves together.
 _SHARE = 0.6
 #: Costs of moves that are less than this are no less, or what is free would be all that is tried.

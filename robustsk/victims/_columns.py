@@ -232,7 +232,10 @@ def needs_table(X):
     """Tell a table with labels or missing values from numbers that are attacked as they are."""
     if is_polars(X) or (hasattr(X, "iloc") and hasattr(X, "columns")):
         return not Columns(X).is_plain
-    return isinstance(X, np.ndarray) and X.dtype.kind in "OUS" and X.ndim == 2
+    if not isinstance(X, np.ndarray) or X.ndim != 2:
+        return False
+    # of objects scikit-learn makes numbers, if it can
+    return X.dtype.kind in "US" or (X.dtype == object and any(isinstance(v, str) for v in X.flat))
 
 
 def restore(values, X, space):

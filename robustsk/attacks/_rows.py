@@ -95,6 +95,45 @@ def warn_about_rows(rows, stacklevel=5):
         )
 
 
+def check_categories(attack, space, stacklevel=5):
+    """Tell whoever lets categories change of attacks that change numbers only.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+    space : FeatureSpace
+        Fitted.
+    stacklevel : int, default=5
+
+    Raises
+    ------
+    ValueError
+        If it is one that looks for the closest example, which may be another category.
+    """
+    if space.max_changes == 0 or attack.changes_categories:
+        return
+    limits, columns = space.limits_, space.columns_
+    places = [place for place, values in enumerate(limits.values) if values is not None]
+    places += [place for group, _ in limits.groups for place in group]
+    names = [columns.names[place] for place in places if not limits.is_immutable[place]]
+    if not names:
+        return
+    name = type(attack).__name__
+    shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+    if attack.minimal:
+        raise ValueError(
+            f"{name} needs continuous columns, and {len(names)} columns hold categories that may "
+            f"change ({shown}): freeze them (FeatureSpace(max_changes=0)), or use GreedySearch."
+        )
+    warnings.warn(
+        f"{name} moves numbers only and {len(names)} columns hold categories ({shown}): they stay "
+        "as they are. Give the space to an attack that can change them (GreedySearch, CAPGD, "
+        "TabularAutoAttack), or say max_changes=0.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
 def fit_table(attack, settings, rows, X):
     """Learn what the columns of a table may become; what `fit` does for a table.
 

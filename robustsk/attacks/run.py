@@ -30,7 +30,7 @@ from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
 from ._graph import graphs_of
-from ._rows import warn_about_rows
+from ._rows import check_categories, warn_about_rows
 from .batch import AttackBatch
 from .noise import SampleNoise, seeded
 from .table_ball import TableBall
@@ -287,6 +287,8 @@ def prepare(
     if columns is not None:
         eps = columns.inward(eps)
         lower, upper = (v if v is None else columns.inward(v) for v in (lower, upper))
+    if space is not None:
+        check_categories(attack, space)
     if isinstance(X, tuple):
         return Prepared(attack, victim, norm, eps, lower, upper, bounds, space)
     victim = victim.to(None if attack.device in ("auto", None) else attack.device)

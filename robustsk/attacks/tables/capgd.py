@@ -87,6 +87,8 @@ class CAPGD(APGD):
     True
     """
 
+    changes_categories = True
+
     def __init__(
         self,
         estimator: Any = None,

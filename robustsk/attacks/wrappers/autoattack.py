@@ -436,7 +436,7 @@ class AutoAttack(BaseAttack):
         def attack_rows(attack, number, rows):
             given = {} if target is None else dict.fromkeys(attack.target_parameters)
             attack = attack._with(**settings, **given, random_state=seed + number)
-            part = prepared.take(rows).by(
+            part = self._prepared_for(attack, prepared).take(rows).by(
                 attack,
                 index=index[rows],
                 target=None if target is None else target[rows],
@@ -460,6 +460,10 @@ class AutoAttack(BaseAttack):
                     stages = self._checked(stages, prepared, index, n_classes)
             self._cascade(stages, attack_rows, seed, state, seen, n_classes, batches.first)
         return state
+
+    def _prepared_for(self, attack, prepared):
+        """Return the run as an attack is to have it."""
+        return prepared
 
     def _chosen_targets(self, X, index, victim, seed, batches):
         """Return the class to reach for every sample, decided on the clean predictions."""

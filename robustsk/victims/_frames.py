@@ -226,10 +226,15 @@ class PandasTables(_Frames):
     def frame(cls, columns, values):
         import pandas as pd
 
-        series = [cls.decoded(c, values[:, j]) for j, c in enumerate(columns.columns)]
-        frame = pd.concat(series, axis=1)
-        frame.columns = columns.names
-        return frame[columns.given]
+        decoded = {
+            name: cls.decoded(column, values[:, number])
+            for number, (name, column) in enumerate(
+                zip(columns.names, columns.columns, strict=True)
+            )
+        }
+        frame = pd.DataFrame({name: decoded[name] for name in columns.given}, copy=False)
+        frame.columns = columns.given
+        return frame
 
     @staticmethod
     def decoded(column, values):
@@ -239,16 +244,19 @@ class PandasTables(_Frames):
             held = vars(column).get("_held")
             if held is None:
                 known = [*column.labels, column.missing] if column.has_missing else column.labels
-                held = column._held = pd.Series(known, dtype=column.dtype)
-            codes = np.rint(values).clip(0, len(held) - 1).astype(np.int64)
-            return pd.Series(held.array.take(codes))
+                held = column._held = pd.Series(known, dtype=column.dtype).array
+            return held.take(np.rint(values).clip(0, len(held) - 1).astype(np.int64))
         lost = is_missing(values)
-        if column.is_integer:
-            whole = np.where(lost, 0, np.rint(values)).astype(np.int64)
-            if not column.has_missing:
-                return pd.Series(whole).astype(column.dtype)
-            return pd.Series(pd.array(whole, dtype=column.dtype)).mask(lost)
-        return pd.Series(np.where(lost, np.nan, values)).astype(column.dtype)
+        is_numpy = isinstance(column.dtype, np.dtype)
+        if not column.is_integer:
+            values = np.where(lost, np.nan, values)
+            return values.astype(column.dtype) if is_numpy else pd.array(values, column.dtype)
+        whole = np.where(lost, 0, np.rint(values)).astype(np.int64)
+        if is_numpy:
+            return whole.astype(column.dtype)
+        whole = pd.array(whole, dtype=column.dtype)
+        whole[lost] = pd.NA
+        return whole
 
     @staticmethod
     def with_changes(X, after, changed):

@@ -436,10 +436,14 @@ class AutoAttack(BaseAttack):
         def attack_rows(attack, number, rows):
             given = {} if target is None else dict.fromkeys(attack.target_parameters)
             attack = attack._with(**settings, **given, random_state=seed + number)
-            part = self._prepared_for(attack, prepared).take(rows).by(
-                attack,
-                index=index[rows],
-                target=None if target is None else target[rows],
+            part = (
+                self._prepared_for(attack, prepared)
+                .take(rows)
+                .by(
+                    attack,
+                    index=index[rows],
+                    target=None if target is None else target[rows],
+                )
             )
             found, _ = part.attack.run(part, keep="first")
             with prepared.seeded():

@@ -26,7 +26,7 @@ class TableBall(Ball):
     Parameters
     ----------
     x : torch.Tensor of shape (n, ...)
-        Rows as numbers, see :meth:`robustsk.FeatureSpace.encode`.
+        Rows as numbers, see :meth:`.FeatureSpace.encode`.
     norm : {inf, 2.0, 1.0, 0.0}
     eps : float or array of the shape of a row
         Radius in units of the space, or one for each column.

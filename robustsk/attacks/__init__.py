@@ -60,12 +60,12 @@ from .multi_objective.weighting import Weighting as Weighting
 from .objectives import Objective as Objective
 from .tables.capgd import CAPGD as CAPGD
 from .tables.greedy_search import GreedySearch as GreedySearch
-from .tables.tabular_autoattack import TabularAutoAttack as TabularAutoAttack
 from .wrappers.adversarial_augmentation import AdversarialAugmentation as AdversarialAugmentation
 from .wrappers.autoattack import AutoAttack as AutoAttack
 from .wrappers.bpda import BPDA as BPDA
 from .wrappers.eot import EOT as EOT
 from .wrappers.multi_targeted import MultiTargeted as MultiTargeted
+from .wrappers.tabular_autoattack import TabularAutoAttack as TabularAutoAttack
 from .wrappers.transfer import TransferAttack as TransferAttack
 
 _export_all(globals())

@@ -170,7 +170,7 @@ def test_numbers_come_back_as_ones_of_their_space(cls, norm, numbers):
     attack = make(cls, clf, norm=norm, eps=EPS[norm], space=space, random_state=0).fit(X)
     rows = X[:12]
     if cls().minimal and not cls().changes_categories:
-        with pytest.raises(ValueError, match="needs continuous columns.*4, 5, 6.*GreedySearch"):
+        with pytest.raises(ValueError, match=r"needs continuous columns.*4, 5, 6.*GreedySearch"):
             attack.generate(rows, y[:12])
         attack.set_params(space__max_changes=0).fit(X)
     after = attack.generate(rows, y[:12])

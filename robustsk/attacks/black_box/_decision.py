@@ -8,10 +8,10 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..._validation import check_count
+from .._moves import all_switches, best_of_rows, within
 from ..minimal._starts import STARTS_DOC, approach, find_starts, ready
 from ..minimal.base import BaseMinimalAttack
 from ..queries import Queries
-from ..tables._moves import all_switches, best_of_rows, within
 from .base import BaseBlackBoxAttack
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from ...victims._outputs import predicted_class
+from .._moves import all_switches, best_of_rows, within
 from ..objectives import OBJECTIVES
-from ..tables._moves import all_switches, best_of_rows, within
 
 #: What these attacks ascend: it is zero where the prediction changes, and scores give it directly.
 MARGIN = OBJECTIVES["cw"]

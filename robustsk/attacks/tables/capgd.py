@@ -10,9 +10,9 @@ import torch
 from ..._tensors import flat
 from ..._validation import check_count
 from ...victims._frames import is_missing
+from .._moves import all_switches, best_of_rows, settled
 from ..batch import AttackBatch
 from ..gradient.apgd import APGD
-from ._moves import all_switches, best_of_rows, settled
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

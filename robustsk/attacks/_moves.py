@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..._tensors import flat
-from ..noise import Stream
+from .._tensors import flat
+from .noise import Stream
 
 #: All of so many values on a grid are tried, of more only some.
 _FEW = 21
@@ -99,7 +99,7 @@ class Moves:
         return points, rows, slots, kinds, levels[number, kinds]
 
     def _of_options(self, n_features):
-        for number, (places, values) in enumerate(self._options):
+        for number, (_, values) in enumerate(self._options):
             rows, slots = ((self._units == n_features + number) & self._tried).nonzero(
                 as_tuple=True
             )
@@ -109,7 +109,7 @@ class Moves:
             yield points, rows, slots, kinds, torch.zeros_like(rows)
 
     def spread(self, values, filling):
-        """Return one value for each move, shape (n, n_slots, width); `filling` where there is none."""
+        """Return a table of a value for each move, `filling` elsewhere, (n, n_slots, width)."""
         table = torch.full((*self._units.shape, self._width), filling).to(values)
         table[self.rows, self._slots, self._kinds] = values
         return table

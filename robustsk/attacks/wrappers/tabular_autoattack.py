@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ...victims._checks import NoGradientError
 from ...victims._columns import TableRows
 from ...victims.resolve import as_victim
+from ..tables.capgd import CAPGD
+from ..tables.greedy_search import GreedySearch
 from ..threat import check_norm
-from ..wrappers._cascade import Stage
-from ..wrappers.autoattack import AutoAttack
-from .capgd import CAPGD
-from .greedy_search import GreedySearch
+from ._cascade import Stage
+from .autoattack import BaseCascade
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .._parameters import AttackParameters
 
 
-class TabularAutoAttack(AutoAttack):
+class TabularAutoAttack(BaseCascade):
     """The attacks on tables one after the other; the worst case of each row counts.
 
     :class:`.GreedySearch` asks for scores. Where gradients can flow through the model,
@@ -31,6 +31,8 @@ class TabularAutoAttack(AutoAttack):
     Parameters
     ----------
     %(first_parameter)s
+    max_queries : int, default=5000
+        How often :class:`.GreedySearch` may ask about a row.
     individual : bool, default=False
         Whether both attacks run on all rows, so that the log shows what each would achieve alone.
     state_path : str or path-like, default=None
@@ -69,6 +71,7 @@ class TabularAutoAttack(AutoAttack):
     ['GreedySearch', 'CAPGD']
     """
 
+    version = "tabular"
     #: Gradients are of use and not needed.
     access = "scores"
     changes_categories = True
@@ -79,16 +82,17 @@ class TabularAutoAttack(AutoAttack):
         self,
         estimator: Any = None,
         *,
+        max_queries: int = 5000,
         individual: bool = False,
         state_path: str | os.PathLike | None = None,
         **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, individual=individual, state_path=state_path, **common)
-        self.version = "tabular"
+        self.max_queries = max_queries
 
     def _stages(self, n_classes):
         norm = check_norm(self.norm, self.supported_norms)
-        stages = [Stage("GreedySearch", GreedySearch(norm=norm))]
+        stages = [Stage("GreedySearch", GreedySearch(norm=norm, max_queries=self.max_queries))]
         if self._followed is not None:
             stages.append(Stage("CAPGD", CAPGD(norm=norm, n_restarts=2)))
         return stages

@@ -338,7 +338,18 @@ def _split_budgets(attack, space, X):
 def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
     if isinstance(X, TableRows):
         warn_about_rows(X, stacklevel=6)
-        return  # units are those of the space
+        if not attack.minimal:
+            limits = X.space.limits_
+            free = (
+                limits.is_number
+                & ~limits.is_immutable
+                & np.isfinite(np.subtract(limits.high, limits.low))
+            )
+            free &= (limits.up > 0) & (limits.up < np.inf)
+            reach = np.where(free, limits.unit / np.where(free, limits.up, 1.0), 0.0)
+            reach = reach * np.reshape(eps, -1)
+            warn_about_radius(reach, norm, limits.low, limits.high, reach.shape, stacklevel=6)
+        return
     if warn_about_units(original, eps, stacklevel=6):
         return
     if not attack.minimal:  # whose radius is only where the search ends

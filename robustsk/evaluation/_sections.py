@@ -141,8 +141,7 @@ def _columns_in_reach(problem):
         if name in frozen:
             reach = f"frozen: {frozen[name]}"
         elif limits.is_number[j] and problem.norm != 0:
-            steps = eps[j] * limits.unit[j] / np.array([limits.down[j], limits.up[j]])
-            down, up = np.where(limits.direction[j] * np.array([-1, 1]) < 0, 0.0, steps)
+            down, up = _reach(limits, j, eps[j])
             reach = f"±{up:.4g}" if down == up else f"-{down:.4g} +{up:.4g}"
             item.update(down=float(down), up=float(up))
             if limits.span[j] > 0:
@@ -171,6 +170,17 @@ def _columns_in_reach(problem):
     return Section("columns_in_reach", title, header, rows, data)
 
 
+def _reach(limits, j, eps):
+    """Return how far a number may move down and up: on its grid, and no further than its range."""
+    with np.errstate(divide="ignore"):
+        reach = eps * limits.unit[j] / np.array([limits.down[j], limits.up[j]])
+    reach = np.minimum(reach, limits.span[j])
+    step = limits.step[j]
+    if step:
+        reach = np.floor(reach / step + 1e-9) * step
+    return np.where(limits.direction[j] * np.array([-1, 1]) < 0, 0.0, reach)
+
+
 def frozen_columns(problem):
     """Return why columns may not change, a dict of their names."""
     space, limits = problem.space, problem.space.limits_
@@ -197,6 +207,8 @@ def frozen_columns(problem):
             found[name] = "max_changes is 0"
         elif limits.is_number[j] and limits.unit[j] == 0:
             found[name] = "constant"
+        elif limits.is_number[j] and problem.norm != 0 and not _reach(limits, j, eps[j]).any():
+            found[name] = "eps is less than a step"
     return found
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 
 from .._containers import to_array
 from ._frames import MISSING, is_polars, maker_of
@@ -226,6 +227,15 @@ def reading(columns):
 def columns_read():
     """Return the columns of the table that is being attacked, None where it is an array."""
     return _READ.get()
+
+
+def check_not_sparse(X):
+    """Raise for sparse matrices, of which nobody knows whether what is zero may grow."""
+    if issparse(X):
+        raise TypeError(
+            "X is sparse, and a FeatureSpace is about columns one by one: pass X.toarray(), or "
+            "attack without a space."
+        )
 
 
 def needs_table(X):

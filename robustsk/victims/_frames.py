@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 
 import numpy as np
 
@@ -135,17 +134,10 @@ def _labels_of(values, missing, name):
         ) from error
 
 
-def _large(numbers, name):
+def _are_large(numbers):
     """Return whether there are integers that floating-point numbers cannot tell apart."""
-    if not len(numbers) or np.abs(np.asarray(numbers, dtype=np.float64)).max() <= _LARGEST_INTEGER:
-        return False
-    warnings.warn(
-        f"Column {name!r} holds integers beyond 2**53, which is what identifiers look like: it is "
-        "left as it is.",
-        UserWarning,
-        stacklevel=2,
-    )
-    return True
+    sizes = np.abs(np.asarray(numbers, dtype=np.float64))
+    return bool(len(sizes)) and sizes.max() > _LARGEST_INTEGER
 
 
 class _Frames:
@@ -213,7 +205,7 @@ class PandasTables(_Frames):
         if types.is_bool_dtype(dtype):
             return LabelColumn([False, True], dtype, token, lost)
         is_integer = types.is_integer_dtype(dtype)
-        if is_integer and _large(series.dropna(), name):
+        if is_integer and _are_large(series.dropna()):
             return LabelColumn(_sorted(set(series.dropna())), dtype, token, lost, is_opaque=True)
         if is_integer or types.is_float_dtype(dtype):
             is_single = not is_integer and getattr(dtype, "itemsize", 8) < 8
@@ -288,7 +280,7 @@ class PolarsTables(_Frames):
 
         dtype, missing = series.dtype, cls.missing(series)
         lost = bool(missing.any())
-        if dtype.is_integer() and _large(series.drop_nulls().to_numpy(), name):
+        if dtype.is_integer() and _are_large(series.drop_nulls().to_numpy()):
             known = series.drop_nulls().unique().sort().to_list()
             return LabelColumn(known, dtype, None, lost, is_opaque=True)
         if dtype.is_integer() or dtype.is_float():

@@ -19,6 +19,15 @@ _SCALES = ("range", "std", "iqr")
 OWN = "x"
 
 
+def check_max_changes(value):
+    """Raise unless a value says how many categories may change."""
+    is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
+    if value is not None and not is_count:
+        raise ValueError(
+            f"space.max_changes must be a number of categories, or None for any, got {value!r}."
+        )
+
+
 def declared(categories):
     """Return the categories of columns that are given by name."""
     return categories if isinstance(categories, Mapping) else {}
@@ -155,8 +164,8 @@ class Limits:
             found.append(kind)
         if strange:
             warnings.warn(
-                f"What {strange[:10]} hold is neither number nor category: these columns are left "
-                "as they are. Leave them out, or declare their kinds.",
+                f"What {strange[:10]} hold is neither number nor category (dates, identifiers "
+                "beyond 2**53, ...): these columns are left as they are.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -283,6 +292,11 @@ class Limits:
         self.switch = [None] * len(names)
         self.down, self.up = np.ones(len(names)), np.ones(len(names))
         for number in range(len(names)):
+            if self.kind[number] == "categorical" and self.direction[number]:
+                raise ValueError(
+                    f"space.monotone of {names[number]!r}: its categories have no order. Declare "
+                    "it ordinal, with its categories in order."
+                )
             if self.kind[number] in ("categorical", "ordinal") and not self.in_group[number]:
                 seen = np.unique(values[:, number][~is_missing(values[:, number])])
                 known = self.values[number] = self._allowed(number, given[number], seen)
@@ -336,7 +350,8 @@ class Limits:
             down, up = np.broadcast_to(np.asarray(given, dtype=float), (2,))
             by_rank = np.where(np.tri(count, k=-1, dtype=bool), down, up)
             # from each row to each column: above the diagonal the number of the category grows
-            table = by_rank * (ranks if is_ordinal else ranks > 0)
+            weights = ranks if is_ordinal else ranks > 0
+            table = np.where(weights > 0, by_rank, 0.0) * np.where(weights > 0, weights, 1.0)
         if table.shape != (count, count):
             raise ValueError(
                 f"space.costs of {name!r} has shape {table.shape} for {count} categories."

@@ -15,9 +15,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from .._containers import to_array
-from ._columns import Columns, TableRows
+from ._columns import Columns, TableRows, check_not_sparse
 from ._frames import is_missing
-from ._limits import Every, Limits, declared
+from ._limits import Every, Limits, check_max_changes, declared
 from .expressions import Columns as ColumnNames
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class FeatureSpace(BaseEstimator):
         Parameters
         ----------
         costs : dict
-            As the parameter: a unit of a number that is not named costs 1.
+            As the parameter: a unit of a number that is not named costs 1. `eps` of the attack, in
+            its 1-norm, is one budget for all rows, or one for each in shape (n_samples, 1).
         **settings
             Other parameters.
         """
@@ -263,16 +264,28 @@ class FeatureSpace(BaseEstimator):
         """
         return clone(self)._fit(X, in_order=True)
 
+    def with_settings(self, max_changes: int | None) -> Self:
+        """Return this fitted space with another number of categories that may change.
+
+        Parameters
+        ----------
+        max_changes : int or None
+        """
+        other = copy.copy(self).set_params(max_changes=max_changes)
+        other.__dict__.pop("_tensors", None)
+        return other
+
     def _fit(self, X, in_order=False):
         X = to_array(X)
+        check_not_sparse(X)
         self.__dict__.pop("_tensors", None)
         columns = self.columns_ = Columns(X, declared(self.categories), in_order)
         self.n_features_in_ = len(columns.names)
         if columns.has_names and all(isinstance(name, str) for name in columns.names):
             self.feature_names_in_ = np.asarray(columns.given, dtype=object)
+        check_max_changes(self.max_changes)
+        _check_rows(X)
         values = columns.encode(X).reshape(len(X), -1)
-        if not len(values):
-            raise ValueError("X has no rows: 0 sample(s) while a minimum of 1 is required.")
         self.limits_ = Limits(self, columns, values)
         kinds = dict(zip(columns.names, self.limits_.kind, strict=True))
         self.kinds_ = {name: kinds[name] for name in columns.given}
@@ -305,6 +318,8 @@ class FeatureSpace(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("This FeatureSpace is not fitted yet: call fit(X_train) first.")
         X = to_array(X)
+        check_not_sparse(X)
+        _check_rows(X)
         space = copy.copy(self)
         space.__dict__.pop("_tensors", None)
         space.columns_ = self.columns_.joined(X)
@@ -347,6 +362,11 @@ class FeatureSpace(BaseEstimator):
         """
         columns = values.space.columns_ if isinstance(values, TableRows) else self.columns_
         return columns.frame(np.asarray(values))
+
+
+def _check_rows(X):
+    if len(X) == 0:
+        raise ValueError("X has no rows: 0 sample(s) while a minimum of 1 is required.")
 
 
 def _as_dict(given):

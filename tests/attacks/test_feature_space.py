@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
@@ -73,9 +74,8 @@ def test_kinds_are_those_of_the_dtypes():
         "d": "frozen",
         "id": "frozen",
     }
-    messages = " ".join(str(w.message) for w in told)
-    assert "'d'" in messages
-    assert "2**53" in messages
+    assert len(told) == 1
+    assert "['d', 'id']" in str(told[0].message)
 
 
 @pytest.mark.parametrize("kind", ["pandas", "polars", "object"])
@@ -336,6 +336,9 @@ def test_names_are_obeyed_and_not_places(loans):
         ({"costs": {"age": -1}}, "negative"),
         ({"monotone": {"age": 2}}, "must hold 1 and -1"),
         ({"missing": "never"}, "'frozen' or 'allowed'"),
+        ({"max_changes": -1}, "number of categories"),
+        ({"max_changes": "all"}, "number of categories"),
+        ({"monotone": {"home": 1}}, "have no order"),
         ({"step": {"age": -1}}, "must not be negative"),
         ({"categories": {"home": ["own", "own"]}}, "twice"),
     ],
@@ -358,6 +361,12 @@ def test_messages_about_rows(loans):
         space.encode(loans.assign(rate=["a"] * 4))
     with pytest.raises(NotFittedError):
         FeatureSpace().encode(loans)
+    with pytest.raises(ValueError, match="has no rows"):
+        space.encode(loans[:0])
+    with pytest.raises(TypeError, match="sparse"):
+        FeatureSpace().fit(csr_array(np.eye(3)))
+    with pytest.raises(TypeError, match=r"takes numbers, and .*'home'"):
+        PGDATClassifier().fit(loans, [0, 1, 0, 1])
 
 
 def test_eps_by_name_and_its_message(loans):
@@ -370,8 +379,13 @@ def test_eps_by_name_and_its_message(loans):
     assert score_adversarial(pipe, loans[loans.columns[::-1]], [0, 1, 0, 1], series) == score
     with pytest.raises(ValueError, match=r"does not have: \['agee'\]. Did you mean 'age'\?"):
         score_adversarial(pipe, loans, [0, 1, 0, 1], attack._with(eps={**eps, "agee": 1}))
+    # what a dict does not name stays as it is
+    some = attack._with(eps={"age": 20.0})
+    assert score_adversarial(pipe, loans, [0, 1, 0, 1], some) == score
     with pytest.raises(ValueError, match="have no value"):
-        score_adversarial(pipe, loans, [0, 1, 0, 1], attack._with(eps={"age": 1.0}))
+        score_adversarial(pipe, loans, [0, 1, 0, 1], attack._with(eps=pd.Series({"age": 1.0})))
+    with pytest.warns(UserWarning, match="changes most features by no more than"):
+        score_adversarial(pipe, loans, [0, 1, 0, 1], attack._with(eps=0.001))
 
 
 def test_clone_and_pickle(loans):

@@ -147,6 +147,7 @@ def test_report(loans, logistic, space):
     assert reach["income"]["up"] == pytest.approx(0.1 * np.ptp(X.income[TRAIN].dropna()))
     assert reach["income"]["share_of_range"] == pytest.approx(0.1)
     assert reach["n_open"]["up"] == 0
+    assert reach["n_open"]["down"] == np.floor(0.1 * np.ptp(X.n_open[TRAIN]))
     assert reach["n_open"]["down"] > 0
     text = str(report)
     assert "2 categorical columns were frozen: housing, purpose." in text

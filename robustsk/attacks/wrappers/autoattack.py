@@ -277,7 +277,9 @@ class BaseCascade(BaseAttack):
         info : dict of str to torch.Tensor
         """
         if isinstance(trace, str):
-            raise ValueError(f"return_info={trace!r}: ask the attacks of AutoAttack one by one.")
+            raise ValueError(
+                f"return_info={trace!r}: ask the attacks of {type(self).__name__} one by one."
+            )
         if len(x) == 0:
             return x.detach().clone(), {}
         values, victim = x.detach().cpu().numpy(), prepared.victim
@@ -296,7 +298,9 @@ class BaseCascade(BaseAttack):
         return torch.from_numpy(state.X_adv).to(x), {"stage": torch.from_numpy(state.stage)}
 
     def _attack_batch(self, batch):
-        raise TypeError("AutoAttack is a whole evaluation and cannot be part of another attack.")
+        raise TypeError(
+            f"{type(self).__name__} is a whole evaluation and cannot be part of another attack."
+        )
 
     def _run(self, prepared):
         X, victim, batches = prepared.X, prepared.victim, prepared.batches

@@ -335,6 +335,15 @@ class Ball:
         """The radius: one number, or one per feature where they differ."""
         return self.radius if self.weight is None else self.radius * self.weight
 
+    @property
+    def moves(self):
+        """Where anything may change, of the shape of a sample; None if that is everywhere."""
+        if self.weight is None:
+            return None
+        moves = self.weight > 0
+        # rows of a table may have a radius each
+        return moves.any(0) if moves.ndim == self.x.ndim else moves
+
     def select(self, index):
         """Return the ball around the samples in `index` only."""
         other = object.__new__(type(self))

@@ -400,3 +400,21 @@ def test_the_cascade_is_as_strong_as_each_of_its_attacks(loans, linear, forest):
     assert [stage.name for stage in result.stages] == ["GreedySearch"]
     found = TabularAutoAttack(forest, **settings).generate(rows, y)
     assert forest.score(found, y) == result.robust_accuracy
+
+
+@pytest.mark.parametrize(
+    "name", ["GreedySearch", "CAPGD", "SquareAttack", "LocalSearch", "ZOO", "HopSkipJump"]
+)
+def test_each_row_has_a_radius_of_its_own(name, loans, linear):
+    """Rows that may spend as much are attacked alike, whatever the others may."""
+    X, _, rows, y, _ = loans
+    space = FeatureSpace(scale="range", immutable=["age"]).fit(X)
+    cls = getattr(attacks, name)
+    settings = {"space": space, "random_state": 0}
+    if cls().access != "gradients":
+        settings["max_queries"] = 60
+    eps = np.where(np.arange(8) < 4, 0.02, 0.2)[:, None]
+    found = cls(linear, eps=eps, **settings).generate(rows[:8], y[:8])
+    moved = (found[NUMBERS] - rows[NUMBERS][:8]).abs() / (X[NUMBERS].max() - X[NUMBERS].min())
+    assert moved[:4].max().max() <= 0.02 * (1 + 1e-9)
+    assert 0.02 < moved[4:].max().max() <= 0.2 * (1 + 1e-9)

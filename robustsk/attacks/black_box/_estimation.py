@@ -139,7 +139,7 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
 
 def count_movable(ball):
     """Return the number of features that are not frozen."""
-    return math.prod(ball.x.shape[1:]) if ball.weight is None else int((ball.weight > 0).sum())
+    return math.prod(ball.x.shape[1:]) if ball.moves is None else int(ball.moves.sum())
 
 
 def entry_size(ball, n_features):

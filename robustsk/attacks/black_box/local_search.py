@@ -122,7 +122,7 @@ class LocalSearch(BaseBlackBoxAttack):
         ball, shape = search.batch.ball, image_shape(search.batch.x.shape[1:])
         movable = torch.ones(shape).to(ball.x)
         if ball.weight is not None:
-            movable = (ball.weight > 0).reshape(shape).to(ball.x)
+            movable = ball.moves.reshape(shape).to(ball.x)
         movable = movable.amax(0).flatten()
         n_candidates = min(self.n_candidates, int(movable.sum())) if ball.radius else 0
         # from anywhere in the ball, two radii lead to its edge

@@ -1,5 +1,6 @@
 """Settings for all tests and doctests."""
 
+import gc
 import os
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -22,6 +23,15 @@ torch.cuda.is_available = lambda: False
 def _device(request, monkeypatch):
     if request.node.get_closest_marker("gpu"):
         monkeypatch.setattr(torch.cuda, "is_available", _cuda_is_available)
+
+
+# what is collected stays until the end: looking through it for garbage is a fifth of the collection
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

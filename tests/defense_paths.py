@@ -1,8 +1,8 @@
 """For which defences a test of all of them runs in the default run.
 
-What a defence can break by itself (its loss, its examples, its state) is tested for each. What the
-base classes decide is tested for the simplest defence and some of those that have a code path of
-their own, and for all in the slow run.
+What a defence can break by itself (its loss, its examples, its state) is tested for each. For what
+the base classes decide, those that have a code path of their own are enough, and all others are for
+the slow run. The default run has a share of that, which `code_paths.py` deals out.
 """
 
 import inspect

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from promises import STRONG, able, every_norm, make, norms_on, randomised
+from promises import STRONG, able, every_norm, make, randomised
 from recording import assert_in_ball, assert_in_box
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -107,7 +107,7 @@ def test_radius_per_feature(cls, norm, dtype, table):
     assert unit.max() > 0.5 or cls().minimal
 
 
-@norms_on("table")
+@every_norm
 def test_mask_freezes_features(cls, norm, problem):
     mask = np.zeros(problem.X.shape[1:], dtype=bool)
     mask[..., ::2] = True
@@ -120,7 +120,7 @@ def test_mask_freezes_features(cls, norm, problem):
     assert_in_ball(X_adv, X, norm, eps)
 
 
-@norms_on("table")
+@every_norm
 def test_radius_zero_returns_the_data(cls, norm, problem):
     X = problem.X[:10]
     attack = make(cls, problem.net, norm=norm, eps=0.0, clip=None, **randomised(cls))

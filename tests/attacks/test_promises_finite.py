@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from promises import CHEAPEST, default_norm, make, scaled
+from promises import CHEAPEST, every_norm, make, scaled
 from torch import nn
 
 from robustsk.attacks import PGD, AutoAttack, BaseAttack
@@ -48,7 +48,7 @@ UNANSWERED = ("undefined logits",)
 IN_DEFAULT_RUN = ("huge logits", "tiny radius", "huge data and radius")
 
 
-@default_norm
+@every_norm
 @pytest.mark.parametrize(
     "edge",
     [pytest.param(e, marks=() if e in IN_DEFAULT_RUN else pytest.mark.slow) for e in EDGES],

@@ -9,11 +9,9 @@ from promises import (
     STRONG,
     able,
     black_box,
-    default_norm,
     every_norm,
     make,
     minimal,
-    norms_on,
     per_code_path,
     scaled,
 )
@@ -32,7 +30,7 @@ def logits_of(model, X):
         return seen(torch.as_tensor(X).to(victim.dtype)).double()
 
 
-@norms_on("table")
+@every_norm
 def test_untargeted_raises_the_loss_and_lowers_the_accuracy(cls, norm, problem):
     X, y = problem.X[:30], problem.y[:30]
     attack = able(cls, problem.net, norm=norm, eps=STRONG[norm], random_state=0)
@@ -140,7 +138,7 @@ def assert_transform_attacks_the_predictions(cls, norm, problem):
         assert not np.array_equal(attack.transform(X), attack.generate(X, wrong))
 
 
-@default_norm
+@every_norm
 def test_transform_attacks_the_predictions(cls, norm, table):
     assert_transform_attacks_the_predictions(cls, norm, table)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_array_equal
-from promises import STRONG, default_norm, every_attack, make, per_code_path, scaled, with_objective
+from promises import STRONG, every_attack, every_norm, make, per_code_path, scaled, with_objective
 from recording import assert_same_state, snapshot
 
 
@@ -20,7 +20,7 @@ def prepare(net):
 
 
 @pytest.mark.parametrize("bn_mode", ["eval", "train"])
-@default_norm
+@every_norm
 def test_model_comes_back_as_it_was(cls, norm, bn_mode, images):
     net = prepare(images.net)
     before = snapshot(net)

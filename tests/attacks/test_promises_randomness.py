@@ -9,11 +9,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from promises import (
     WITH_START,
-    default_norm,
     every_attack,
     every_norm,
     make,
-    norms_on,
     per_code_path,
     randomised,
     scaled,
@@ -31,7 +29,7 @@ def global_state():
     random.setstate(states[2])
 
 
-@norms_on("table")
+@every_norm
 def test_fixed_seed_gives_the_same_bits_whatever_ran_before(cls, norm, problem, global_state):
     X, y = problem.X[:10], problem.y[:10]
 
@@ -143,12 +141,12 @@ def assert_batch_size_and_order_change_nothing(cls, norm, target, problem):
     assert_allclose(run(X[order], y[order], 3), whole[order], atol=1e-9)
 
 
-@norms_on("images")
+@every_norm
 def test_batch_size_and_order_change_nothing(cls, norm, problem):
     assert_batch_size_and_order_change_nothing(cls, norm, None, problem)
 
 
-@default_norm
+@every_norm
 def test_batch_size_and_order_change_nothing_about_targets(cls, norm, table):
     if not cls.targetable:
         pytest.skip("chooses the target itself")

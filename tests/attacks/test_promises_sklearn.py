@@ -3,15 +3,13 @@
 import inspect
 import pickle
 import re
+from functools import cache
 
 import pytest
-from code_paths import code_paths, speaks
 from numpy.testing import assert_array_equal
 from promises import (
     ATTACKS,
     CHEAPEST,
-    DOORS,
-    default_norm,
     every_attack,
     every_norm,
     make,
@@ -26,7 +24,7 @@ def test_there_are_attacks():
     assert len(ATTACKS) >= 4
 
 
-@default_norm
+@every_norm
 def test_pickle_and_clone(cls, norm, table):
     assert_pickle_and_clone_do_the_same(cls, norm, table)
 
@@ -86,41 +84,25 @@ def test_every_parameter_is_documented(cls):
     assert "%(" not in cls.__doc__
 
 
-BY_DEFAULT = [make(cls, settings=CHEAPEST) for cls in ATTACKS]
-#: Checks that run an attack often, for what the promises of all attacks are about as well. The
-#: default run has them for the simplest class, and deals them out among other code paths.
-REPEATED = {
-    "check_estimators_dtypes",
-    "check_estimators_pickle",
-    "check_methods_subset_invariance",
-    "check_pipeline_consistency",
-    "check_transformer_data_not_an_array",
-    "check_transformer_general",
-    "check_transformer_preserve_dtypes",
-}
 IN_OTHER_NORMS = [
     make(cls, norm=norm) for cls in ATTACKS for norm in cls.supported_norms if norm != cls().norm
 ]
 
 
-def each_check():
-    """Return each attack with each check."""
-    pairs = []
-    chosen = code_paths(ATTACKS, "transform", *DOORS)
-    for attack in BY_DEFAULT:
-        cls = type(attack)
-        for estimator, check in estimator_checks_generator(attack):
-            name = check.func.__name__
-            now = name not in REPEATED or speaks(cls, chosen, name)
-            label = "-".join([cls.__name__, name, *check.keywords])
-            marks = () if now else pytest.mark.slow
-            pairs.append(pytest.param(estimator, check, id=label, marks=marks))
-    return pairs
+@cache
+def checks_of(cls):
+    """Return the checks, each with its estimator, by their names."""
+    found = {}
+    for attack, check in estimator_checks_generator(make(cls, settings=CHEAPEST)):
+        found["-".join([check.func.__name__, *check.keywords])] = attack, check
+    return found
 
 
-@pytest.mark.parametrize(("estimator", "check"), each_check())
-def test_scikit_learn_checks(estimator, check):
-    check(estimator)
+@pytest.mark.parametrize("label", checks_of(ATTACKS[0]))
+@every_attack
+def test_scikit_learn_checks(cls, label):
+    attack, check = checks_of(cls)[label]
+    check(attack)
 
 
 @pytest.mark.slow
@@ -129,6 +111,7 @@ def test_scikit_learn_checks_in_other_norms(estimator, check):
     check(estimator)
 
 
-@pytest.mark.parametrize("attack", BY_DEFAULT, ids=repr)
-def test_scikit_learn_checks_are_many(attack):
-    assert sum(1 for _ in estimator_checks_generator(attack)) >= 45
+@every_attack
+def test_scikit_learn_checks_are_many(cls):
+    assert len(checks_of(cls)) >= 45
+    assert checks_of(cls).keys() == checks_of(ATTACKS[0]).keys()

@@ -5,8 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from code_paths import is_dealt
-from defense_paths import DEFENSES, TRAINING, one_of_each
+from defense_paths import TRAINING, one_of_each
 from numpy.testing import assert_array_equal
 from sklearn.model_selection import GridSearchCV
 
@@ -51,16 +50,7 @@ def untrained():
     return {}
 
 
-def pairs():
-    """Give each defence each adversary; the default run has each with the simplest, and a share."""
-    for cls in DEFENSES:
-        for adversary in ADVERSARIES:
-            label = f"{cls.__name__}-{type(adversary).__name__}"
-            now = cls is PGDATClassifier or is_dealt(label, "adversary")
-            yield pytest.param(cls, adversary, id=label, marks=() if now else pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("cls", "adversary"), list(pairs()))
+@pytest.mark.parametrize("adversary", ADVERSARIES, ids=lambda adversary: type(adversary).__name__)
 def test_adversaries(cls, make, data, adversary, untrained):
     """It trains, or says which adversary it needs."""
     if cls not in untrained:

@@ -5,8 +5,7 @@ from functools import cache
 from unittest import SkipTest
 
 import pytest
-from code_paths import code_paths, speaks
-from defense_paths import DATA, DEFENSES, NETWORK, PREDICTION, SAVING, epochs
+from defense_paths import DEFENSES, epochs
 from sklearn.base import clone
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
@@ -22,20 +21,6 @@ OF_THE_DEFAULTS = {
     "check_parameters_default_constructible",
 }
 
-#: What a defence can fail by its own loss, examples or parameters; the other checks are those of
-#: the simplest, and dealt out among those that stand for the other code paths.
-OF_EACH = OF_THE_DEFAULTS | {
-    "check_dont_overwrite_parameters",
-    "check_estimator_cloneable",
-    "check_estimator_repr",
-    "check_estimators_overwrite_params",
-    "check_estimators_pickle",
-    "check_fit_idempotent",
-    "check_get_params_invariance",
-    "check_sample_weight_equivalence_on_dense_data",
-    "check_set_params",
-}
-
 
 @cache
 def checks_of(cls):
@@ -49,20 +34,7 @@ def checks_of(cls):
     return found
 
 
-def cases():
-    """Give each defence each check; slow are those that repeat what another case shows."""
-    chosen = code_paths(DEFENSES, "_train", *DATA, *NETWORK, *PREDICTION, *SAVING)
-    for cls in DEFENSES:
-        for label in checks_of(DEFENSES[0]):
-            name, _, options = label.partition("(")
-            again = "readonly_memmap" in options or "X_dtype" in options
-            slow = again or not (name in OF_EACH or speaks(cls, chosen, label))
-            yield pytest.param(
-                cls, label, id=f"{cls.__name__}-{label}", marks=pytest.mark.slow if slow else ()
-            )
-
-
-@pytest.mark.parametrize(("cls", "label"), list(cases()))
+@pytest.mark.parametrize("label", checks_of(DEFENSES[0]))
 def test_defense_passes_sklearn_check(cls, label):
     estimator, check = checks_of(cls)[label]
     if label not in OF_THE_DEFAULTS:
@@ -103,7 +75,7 @@ def test_the_battery_really_runs(cls):
     assert len(checks) >= MIN_CHECKS
     assert checks.keys() == checks_of(DEFENSES[0]).keys()
     names = Counter(label.partition("(")[0] for label in checks)
-    assert names.keys() >= OF_EACH
+    assert names.keys() >= OF_THE_DEFAULTS
     assert names["check_fit2d_predict1d"]
 
 

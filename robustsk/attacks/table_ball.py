@@ -226,10 +226,10 @@ class TableBall(Ball):
         result, spent, _ = self._switch(values)
         return self._numbers(values, result, spent).reshape(z.shape)
 
-    def asked(self, z):
+    def asked(self, z, rows=None):
         """Return the row that `z` stands for, through which gradients flow as if it were `z`."""
         with torch.no_grad():
-            settled = self.settle(z)
+            settled = (self if rows is None else self.select(rows)).settle(z)
         return z + (settled - z.detach()) if z.requires_grad else settled
 
     def clamp(self, z):

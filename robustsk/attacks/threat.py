@@ -354,8 +354,8 @@ class Ball:
             setattr(other, name, None if bound is None else bound[index])
         return other
 
-    def asked(self, z):
-        """Return what a model is asked about at `z`."""
+    def asked(self, z, rows=None):
+        """Return what a model is asked about at `z`: points about all samples, or about `rows`."""
         return z
 
     def seen(self, delta):

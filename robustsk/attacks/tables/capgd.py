@@ -170,7 +170,7 @@ def _switched(batch, z, score, found, rows):
     """Return the best rows with one other category, or those of `z`, and their scores."""
     result, best = z.clone(), score.clone()
     for points, about in all_switches(batch.ball, z):
-        value = found.update(points, rows[about], batch.ask(points, about))
+        value = found.update(points, rows[about], batch.victim(batch.ball.asked(points, about)))
         first = best_of_rows(value, about)
         first = first[value[first] > best[about[first]]]
         result[about[first]], best[about[first]] = points[first], value[first]

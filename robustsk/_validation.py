@@ -118,6 +118,8 @@ def in_order(values, names, what):
     what : str
         Name of the argument, for messages.
     """
+    if what == "mask" and isinstance(values, str):
+        values = [values]
     if isinstance(values, Mapping):
         return _by_name(values, names, what)
     if what == "mask" and _are_names(values):
@@ -157,6 +159,11 @@ def _by_name(values, names, what):
             f"X as a DataFrame, or {what} as an array in the order of the columns."
         )
     _check_known(values, names, what)
+    missing = [name for name in names if name not in values]
+    if missing and what == "clip":
+        raise ValueError(
+            f"{what} must have one value for each column of X: {missing[:10]} have no value."
+        )
     return np.array([values.get(name, 0) for name in names])
 
 

@@ -30,6 +30,7 @@ def space_of(attack, X):
     if attack.space is None:
         return None
     space = attack.space
+    _check_space(space)
     if not space.__sklearn_is_fitted__():
         space = vars(attack).get("space_")
     if space is None:
@@ -38,6 +39,11 @@ def space_of(attack, X):
             "space.fit(X_train) first."
         )
     return space
+
+
+def _check_space(space):
+    if space is not None and not isinstance(space, FeatureSpace):
+        raise TypeError(f"space must be a FeatureSpace(...), got {space!r}.")
 
 
 def table_rows(attack, X):
@@ -52,11 +58,12 @@ def table_rows(attack, X):
     """
     if isinstance(X, TableRows):
         return X
-    if is_dataset(X) or (attack.space is None and not needs_table(X)):
+    learned = vars(attack).get("space_")
+    if is_dataset(X) or (attack.space is None and learned is None and not needs_table(X)):
         return None
+    _check_space(attack.space)
     space = FeatureSpace() if attack.space is None else attack.space
     if not space.__sklearn_is_fitted__():
-        learned = vars(attack).get("space_")
         space = clone(space).fit(X) if learned is None else learned
     return space.encode(X)
 
@@ -157,7 +164,9 @@ def fit_table(attack, settings, rows, X):
     )
     _check_feature_names(attack, X, reset=True)
     _check_n_features(attack, X, reset=True)
-    settings._effective_eps(check_norm(settings.norm, settings.supported_norms), rows.shape[1:])
+    norm = check_norm(settings.norm, settings.supported_norms)
+    if np.ndim(settings.eps) != 2 or hasattr(settings.eps, "columns"):  # else of other rows
+        settings._effective_eps(norm, rows.shape[1:])
     settings._box(None)
     attack.estimator_, attack.space_ = settings.estimator, rows.space
     attack._sample_shape = rows.shape[1:]

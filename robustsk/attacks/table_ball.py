@@ -7,6 +7,7 @@ import torch
 
 from .._tensors import column, flat
 from ..victims._frames import is_missing
+from ..victims._limits import limits_of
 from .threat import Ball, project_l1_box
 
 #: How far beyond a limit something may be by rounding, relative to the limit.
@@ -493,13 +494,19 @@ class _Constants:
             return torch.as_tensor(np.array(values)).to(table.device, dtype or table.dtype)
 
         self.is_number = tensor(limits.is_number, torch.bool)
-        self.is_integer = tensor(limits.kind == "integer", torch.bool)
+        columns = space.columns_.columns
+        # a column may have been one of fractions where the space was fitted
+        is_integer = np.array([column.is_integer for column in columns]) & limits.is_number
+        is_integer |= limits.kind == "integer"
+        self.is_integer = tensor(is_integer, torch.bool)
         self.unit = tensor(limits.unit)
         self.up, self.down = tensor(limits.up), tensor(limits.down)
-        self.low, self.high = tensor(limits.low), tensor(limits.high)
+        least, most = np.transpose([limits_of(column) for column in columns])
+        self.low = tensor(np.maximum(limits.low, least))
+        self.high = tensor(np.minimum(limits.high, most))
         self.own = tensor(limits.own, torch.bool)
         self.direction = tensor(limits.direction)
-        self.step = tensor(limits.step)
+        self.step = tensor(np.where(is_integer & (limits.step == 0), 1.0, limits.step))
         locked = limits.is_immutable | (limits.kind == "frozen")
         if space.max_changes == 0:
             locked = locked | ~limits.is_number
@@ -514,7 +521,7 @@ class _Constants:
             (tensor(places, torch.int64), may_be_empty, torch.tensor(cost, **kind))
             for (places, may_be_empty), cost in zip(limits.groups, limits.group_costs, strict=True)
         ]
-        single = np.array([c.is_single for c in space.columns_.columns]) & limits.is_number
+        single = np.array([column.is_single for column in columns]) & limits.is_number
         self.single = tensor(single, torch.bool) if single.any() else None
 
     @classmethod

@@ -167,8 +167,8 @@ def check_clip(
         low, high = (np.asarray(v, dtype=np.float64) for v in clip)
     except (TypeError, ValueError) as error:
         raise ValueError(f"clip must be 'auto', None or (low, high), got {clip!r}.") from error
-    if np.any(low > high):
-        raise ValueError(f"clip=(low, high) has low > high: {clip!r}.")
+    if not np.all(low <= high):
+        raise ValueError(f"clip=(low, high) has low > high, or NaN: {clip!r}.")
     return low, high
 
 

@@ -132,7 +132,16 @@ class Columns:
 
     def encode(self, X):
         """Return a table as numbers, shape (n_samples, ...) in float64."""
-        return self._maker.encode(self, X)
+        values = self._maker.encode(self, X)
+        flat = values.reshape(len(values), -1)
+        beyond = ~np.isfinite(flat) | (np.abs(flat) >= MISSING / 10) & (flat != MISSING)
+        if beyond.any():
+            names = [self.names[number] for number in np.flatnonzero(beyond.any(axis=0))]
+            raise ValueError(
+                f"Columns {names[:10]} hold infinity or numbers beyond 1e99: there is no room for "
+                "what lies next to them."
+            )
+        return values
 
     def frame(self, values):
         """Return numbers as a table of the kind that was given.

@@ -140,6 +140,20 @@ def _are_large(numbers):
     return bool(len(sizes)) and sizes.max() > _LARGEST_INTEGER
 
 
+def _of_objects(name, values, missing, dtype):
+    """Return a column of objects: of numbers, of labels, or of what nobody can change."""
+    known = [value for value, is_lost in zip(values, missing, strict=True) if not is_lost]
+    lost = len(known) < len(values)
+    numeric = (int, float, np.integer, np.floating)
+    if known and all(isinstance(v, numeric) and not isinstance(v, bool) for v in known):
+        is_integer = all(isinstance(v, (int, np.integer)) for v in known)
+        return NumberColumn(dtype, is_integer, False, lost)
+    token = next((v for v, is_lost in zip(values, missing, strict=True) if is_lost), None)
+    are_labels = all(isinstance(v, (str, bool, np.bool_, *numeric)) for v in known)
+    labels = _labels_of(values, missing, name)
+    return LabelColumn(labels, dtype, token, lost, is_opaque=not are_labels)
+
+
 class _Frames:
     """What tables of pandas and polars have in common."""
 
@@ -210,8 +224,11 @@ class PandasTables(_Frames):
         if is_integer or types.is_float_dtype(dtype):
             is_single = not is_integer and getattr(dtype, "itemsize", 8) < 8
             return NumberColumn(dtype, is_integer, is_single, lost)
-        labels = _labels_of(series.tolist(), missing, name)
-        is_text = types.is_object_dtype(dtype) or types.is_string_dtype(dtype)
+        values = series.tolist()
+        if types.is_object_dtype(dtype):
+            return _of_objects(name, values, missing, dtype)
+        labels = _labels_of(values, missing, name)
+        is_text = types.is_string_dtype(dtype)
         return LabelColumn(labels, dtype, token, lost, is_opaque=not is_text)
 
     @classmethod
@@ -235,7 +252,12 @@ class PandasTables(_Frames):
         if column.is_coded:
             held = vars(column).get("_held")
             if held is None:
-                known = [*column.labels, column.missing] if column.has_missing else column.labels
+                # what the dtype has no room for is never asked about
+                known = [
+                    label if column.admits(number) else None
+                    for number, label in enumerate(column.labels)
+                ]
+                known += [column.missing] if column.has_missing else []
                 held = column._held = pd.Series(known, dtype=column.dtype).array
             return held.take(np.rint(values).clip(0, len(held) - 1).astype(np.int64))
         lost = is_missing(values)
@@ -360,15 +382,7 @@ class Arrays:
 
     @classmethod
     def column(cls, name, values):
-        missing = cls.lost(values)
-        known = [v for v, is_lost in zip(values, missing, strict=True) if not is_lost]
-        lost = bool(missing.any())
-        numeric = (int, float, np.integer, np.floating)
-        if known and all(isinstance(v, numeric) and not isinstance(v, bool) for v in known):
-            is_integer = all(isinstance(v, (int, np.integer)) for v in known)
-            return NumberColumn(values.dtype, is_integer, False, lost)
-        token = values[missing][0] if lost else None
-        return LabelColumn(_labels_of(values, missing, name), values.dtype, token, lost)
+        return _of_objects(name, values, cls.lost(values), values.dtype)
 
     @classmethod
     def encode(cls, columns, X):

@@ -232,15 +232,22 @@ class Limits:
                         f"space.scale must be None, one of {_SCALES}, or numbers; got "
                         f"{self._space.scale!r}."
                     )
-                unit = spread[self._space.scale]()
+                # 0 where all is missing
+                unit = np.nan_to_num(spread[self._space.scale]())
             else:
                 unit = np.array(self._of(self._space.scale, "scale", 1.0), dtype=float)
-        self.unit = np.where(self.kind == "ordinal", 1.0, np.nan_to_num(unit))
+        self.unit = np.where(self.kind == "ordinal", 1.0, unit)
         step = np.array(self._of(self._space.step, "step", 0.0), dtype=float)
         # an integer moves in integers
         self.step = np.where((self.kind == "integer") & (step == 0), 1.0, step)
-        if np.any(self.step < 0):
+        if not np.all(step >= 0):
             raise ValueError(f"space.step must not be negative, got {self._space.step!r}.")
+        wrong = (self.kind == "integer") & (self.step != np.rint(self.step))
+        if wrong.any():
+            name = names[np.flatnonzero(wrong)[0]]
+            raise ValueError(f"space.step of {name!r}, a column of integers, must be whole.")
+        if not np.all(self.unit >= 0):
+            raise ValueError(f"space.scale must not be negative or NaN, got {self._space.scale!r}.")
         self._learn_bounds(low, high, names)
 
     def _learn_bounds(self, low, high, names):
@@ -256,12 +263,16 @@ class Limits:
             if not self.is_number[number]:
                 continue
             column = self._columns.columns[number]
-            limits = _limits_of(column)
+            limits = limits_of(column)
             bound = (None, None) if bound is None else bound
             if isinstance(bound, str):
                 if bound != "auto":
                     raise ValueError(f"space.bounds of {names[number]!r} is {bound!r}.")
                 bound = (low[number], high[number])
+            if not isinstance(bound, (tuple, list)) or len(bound) != 2:
+                raise ValueError(
+                    f"space.bounds of {names[number]!r} must be a pair (low, high), got {bound!r}."
+                )
             for side, end in enumerate(bound):
                 if end is None or (isinstance(end, numbers.Real) and np.isnan(end)):
                     end = (-np.inf, np.inf)[side]
@@ -413,7 +424,7 @@ def _kind_of(column):
     return "ordinal" if column.is_ordered else "categorical"
 
 
-def _limits_of(column):
+def limits_of(column):
     """Return the smallest and the largest number that the dtype of a column has room for."""
     if not column.is_integer:
         return -np.inf, np.inf

@@ -192,7 +192,7 @@ class _Pulled(AttackBatch):
             value = self.value(logits)
             numbers = flat(z)
             violation = relations.violation(torch.where(is_missing(numbers), torch.nan, numbers))
-            logits, _, gradient = self.with_gradient(z, logits, value - violation)
+            logits, _, gradient = self.with_gradient(z, logits, value - violation.sum(1))
         # the row that was asked about violates nothing
         return logits, value.detach(), gradient
 

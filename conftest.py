@@ -25,13 +25,15 @@ def _device(request, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", _cuda_is_available)
 
 
-# what is collected stays until the end: looking through it for garbage is a fifth of the collection
-gc.disable()
-
-
-def pytest_collection_finish():
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect tests without looking for garbage among them, which takes a fifth of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items):

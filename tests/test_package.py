@@ -85,7 +85,7 @@ def test_attacks_that_messages_recommend():
 
 # --- laziness ------------------------------------------------------------------------
 
-HEAVY = ["torch", "torchvision", "matplotlib", "sklearn", "skorch"]
+HEAVY = ["torch", "torchvision", "matplotlib", "PIL", "sklearn", "skorch"]
 
 
 def imported_by(code):
@@ -103,19 +103,23 @@ def test_what_is_optional_is_not_pulled_in():
         "import sys, numpy as np\n"
         "def say(what):\n"
         f"    print(what, *[m for m in {HEAVY} if m in sys.modules], sep=',')\n"
+        "import robustsk.datasets; say('datasets')\n"
         "from robustsk import PGD; say('PGD')\n"
         "from robustsk import EnsembleCCE; say('EnsembleCCE')\n"
         "from robustsk import RobustnessCurveDisplay; say('RobustnessCurveDisplay')\n"
+        "import robustsk.inspection; say('inspection')\n"
         "from robustsk import PGDATClassifier\n"
         "X = np.random.default_rng(0).random((8, 1, 8, 8), dtype=np.float32)\n"
         "y = np.arange(8) % 2\n"
         "PGDATClassifier(max_epochs=1).fit(X, y).score_adversarial(X, y); say('training')\n"
     )
     imported = {line.partition(",")[0]: set(line.split(",")[1:]) for line in said}
-    assert list(imported) == ["PGD", "EnsembleCCE", "RobustnessCurveDisplay", "training"]
+    assert list(imported) == [
+        "datasets", "PGD", "EnsembleCCE", "RobustnessCurveDisplay", "inspection", "training"
+    ]  # fmt: skip
     for what, modules in imported.items():
-        assert "torch" in modules, what
-        assert not {"torchvision", "matplotlib"} & modules, what
+        assert "torch" in modules or what == "datasets", what
+        assert not {"torchvision", "matplotlib", "PIL"} & modules, what
 
 
 # --- metadata ------------------------------------------------------------------------

@@ -258,6 +258,7 @@ def test_schedule_of_radii(large):
 # --- what it attains --------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("keep", ["first", "worst", "last"])
 @each_norm
 def test_linear_model_is_fooled_where_it_can_be(norm, keep):

@@ -207,6 +207,7 @@ def test_an_attack_on_a_series_stays_in_the_range_of_each_channel():
 # --- shapes --------------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("is_fitted", [False, True])
 @pytest.mark.parametrize("y", [None, 1, np.int64(1), np.array(1), torch.tensor(1)])
 @pytest.mark.parametrize("attack", [FGSM(), SquareAttack(max_queries=3), EOT(attack=PGD())])

@@ -23,6 +23,7 @@ def cases(generator):
         yield pytest.param(estimator, check, id=name)
 
 
+@pytest.mark.dealt
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("estimator", "check"), [*cases(sklearn_checks), *cases(imblearn_checks)])
 def test_sampler_passes_check(estimator, check):

@@ -36,6 +36,7 @@ def breakable(model, X, y, norm, eps):
     return (model.predict(X) != y) | (distance < eps)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("version", "norm"),
     [
@@ -85,10 +86,10 @@ SHORT = {
 def shorten(monkeypatch):
     """Have the versions made of attacks with few steps."""
     for cls, settings in (
-        (APGD, {"n_steps": 15}),
-        (FAB, {"n_steps": 8}),
-        (SquareAttack, {"max_queries": 400}),
-        (MarginPGD, {"n_steps": 10}),
+        (APGD, {"n_steps": 8}),
+        (FAB, {"n_steps": 5}),
+        (SquareAttack, {"max_queries": 100}),
+        (MarginPGD, {"n_steps": 8}),
     ):
         monkeypatch.setattr(
             f"robustsk.attacks.wrappers._cascade.{cls.__name__}",
@@ -480,7 +481,7 @@ def test_survivors_are_spot_checked_wherever_they_lie():
 
 def test_audit(digits, versions):
     net, X, y = digits
-    result = AutoAttack(net, version="fast", audit=2, **COMMON).evaluate(X[:15], y[:15])
+    result = AutoAttack(net, version="fast", audit=2, **COMMON).evaluate(X[:8], y[:8])
     assert result.stages[-1].name == "audit"
     assert result.stages[-1].n_attacked == 2
 

@@ -249,6 +249,7 @@ def test_more_questions_find_closer_examples(cls, norm, linear):
     assert medians[0] > medians[1] > medians[2]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("cls", "norm"), LABELS_ONLY)
 def test_evaluation_stops_asking_within_the_ball(cls, norm, linear):
     X, _, model = linear
@@ -285,6 +286,7 @@ class Corner(ClassifierMixin, BaseEstimator):
         return inside.all(axis=1).astype(int)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("cls", "norm"), LABELS_ONLY)
 def test_starts_help_where_noise_is_all_one_class(cls, norm):
     rng = np.random.default_rng(0)

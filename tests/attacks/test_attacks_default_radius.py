@@ -38,6 +38,7 @@ def same(first, second, X, y):
     return first
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("version", "norm"),
     [
@@ -68,6 +69,7 @@ MINIMAL = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("inside", MINIMAL.values(), ids=MINIMAL)
 @pytest.mark.parametrize(
     "mask", [None, pytest.param(np.arange(64).reshape(1, 8, 8) % 2 == 0, marks=slow)]
@@ -123,6 +125,7 @@ def test_reports(images):
         assert row.accuracy == reports[1].rows[name].accuracy > 0.5
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("attack", "default"),
     [

@@ -44,6 +44,7 @@ def greedy(lacking, gradient, x):
     return np.inf
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("clip", [None, (0, 1)])
 def test_distance_on_a_linear_model(clip, linear):
     net, X, y = linear
@@ -137,6 +138,7 @@ def test_radius_per_feature(linear):
     assert np.median(info["distance"] / exact) < 1.1
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("unit", [1e-3, 1e4])
 def test_units_of_the_data_do_not_matter(unit, linear):
     net, X, y = linear
@@ -148,6 +150,7 @@ def test_units_of_the_data_do_not_matter(unit, linear):
     assert np.abs(other / unit - one).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_one_round_and_given_weights(linear):
     net, X, y = linear
     _, info = EAD(net, clip=None, n_binary_steps=5).generate(X, y, return_info=True)

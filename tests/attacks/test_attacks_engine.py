@@ -252,6 +252,7 @@ def digits():
     return clf, X[1000:1200], y[1000:1200]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("attack", "norm"),
     [
@@ -464,6 +465,7 @@ SHARED = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("attack", "keep"),
     [

@@ -117,7 +117,7 @@ def attack(net, x, y=None, keep="worst", **settings):
 # --- the projection ------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     d=st.integers(1, 9),
@@ -223,6 +223,7 @@ def test_linear_model_without_a_box(norm, n_classes, n_targets):
     assert_allclose(moved, info["distance"], rtol=1e-9)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n_targets", [None, "all"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_linear_model_in_a_box(norm, n_targets):
@@ -257,6 +258,7 @@ def test_radius_per_feature_and_frozen_features(norm):
     assert_array_equal(x_adv[:, weight == 0], x[:, weight == 0])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", NORMS)
 def test_target(norm):
     net, x = linear(6, 4, seed=2), samples(30, 6)
@@ -271,6 +273,7 @@ def test_target(norm):
     assert (info["distance"].numpy() / exact).max() < 1.6
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("boxed", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 def test_two_classes_make_one_boundary(norm, boxed):
@@ -315,6 +318,7 @@ def plane_net(seed):
     return net.eval(), torch.tensor(X[:40])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n_targets", [None, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norm", NORMS)
 def test_network_on_the_plane_against_brute_force(norm, n_targets):
@@ -335,6 +339,7 @@ def test_network_on_the_plane_against_brute_force(norm, n_targets):
     assert (info["distance"] / exact).median() < 1.02
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [np.inf, 2.0])
 def test_closer_than_deepfool(norm, images):
     x, y = torch.tensor(images.X[:40]), torch.tensor(images.y[:40])
@@ -347,6 +352,7 @@ def test_closer_than_deepfool(norm, images):
     assert better.double().mean() > 0.95
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", NORMS)
 def test_restarts_only_help_and_depend_on_the_seed(norm):
     net, x = plane_net(1)
@@ -435,6 +441,7 @@ def test_no_gradient(norm, slope):
     assert x_adv.isfinite().all()
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", NORMS)
 def test_one_sample_and_images(norm, dtype, images):

@@ -27,6 +27,7 @@ def test_cost(costs):
     assert_allclose(cosine_cost(3 * a, 0.1 * b), expected, atol=1e-12)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("reg", [0.01, 0.1, 1.0])
 def test_plan_has_uniform_marginals_and_solves_the_problem(costs, reg):
     cost = torch.as_tensor(costs[2])
@@ -142,6 +143,7 @@ def test_company_matters(problem):
     assert not get_tags(PGD()).non_deterministic
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("detach", [False, True])
 def test_gradient(problem, detach):
     """Through the iterations, against differences of the distance; or with a fixed plan."""

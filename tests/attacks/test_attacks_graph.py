@@ -32,6 +32,7 @@ def batch(n=8, seed=0):
     return torch.rand(n, *SHAPE), torch.randint(4, (n,))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     "attack",
     [

@@ -64,6 +64,7 @@ class Fits(RemoteScores):
         return self
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", [Remote, RemoteScores, Fits])
 def test_a_model_behind_an_interface(kind, table):
     names = np.array(["a", "b", "c"])[table.y]
@@ -234,7 +235,8 @@ def test_a_module_is_told_the_names_of_its_classes(table):
     copies = clone(named), pickle.loads(pickle.dumps(named))
     for copied in copies:
         assert_array_equal(copied.transform(table.X), numbered.transform(table.X))
-    result = AutoAttack(victim, version="fast", **STEP).evaluate(table.X, names[table.y])
+    cascade = {"version": "custom", "attacks": [attack]}
+    result = AutoAttack(victim, **cascade, **STEP).evaluate(table.X, names[table.y])
     assert result.clean_accuracy == plain.correct.mean()
     targeted = FGSM(victim, target="ant", **STEP)
     assert targeted.generate(table.X[table.y != 1]).shape == table.X[table.y != 1].shape

@@ -57,6 +57,7 @@ def mapped(X, tmp_path):
     return np.load(tmp_path / "X.npy", mmap_mode="r")
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["map", "view of a map", "dataset"])
 def test_generate(net, X, mapped, kind):
     attack = PGD(net, n_steps=3, random_start="uniform", **SETTINGS)

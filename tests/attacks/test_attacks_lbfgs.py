@@ -116,6 +116,7 @@ def test_work_is_limited(linear):
     assert calls["first"] < 0.7 * calls["last"]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("keep", ["last", "first"])
 def test_samples_find_together_what_each_finds_alone(keep, linear, monkeypatch):
     net, X, y = linear

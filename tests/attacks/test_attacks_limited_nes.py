@@ -239,6 +239,7 @@ def digits():
     return X[:600], X[1200:1208], y[1200:1208], model
 
 
+@pytest.mark.dealt
 @both
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_from_samples_of_the_target_into_the_ball(cls, top_k, digits):

@@ -213,6 +213,7 @@ def test_softmax_descent_comes_close_in_many_steps():
 # --- exact solvers -------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("solver", EXACT)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("m", [2, 3, 5])
@@ -331,6 +332,7 @@ def test_order_of_tasks_does_not_matter(solver):
         np.testing.assert_allclose(solver(Q[:, order][:, :, order]), w[:, order], atol=1e-6)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_never_mix(solver, kind):
@@ -411,6 +413,7 @@ def test_conflict_averse_against_sequential_programming(kind, alpha):
         np.testing.assert_allclose(c_over, c / length, rtol=1e-10)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("m", [3, 5])
 @pytest.mark.parametrize("kind", ["plain", "opposed"])
 def test_conflict_averse_converges_whatever_the_lengths(m, kind):

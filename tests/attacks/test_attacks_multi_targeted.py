@@ -151,6 +151,7 @@ def test_target_of_the_user_is_refused(table):
             attack.perturb(table.net, torch.tensor(table.X[:3]))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [np.inf, 2, 1])
 def test_at_least_as_strong_as_the_attack_inside(norm, images):
     eps = {np.inf: 0.08, 2: 0.5, 1: 2.0}[norm]

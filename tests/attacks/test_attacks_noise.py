@@ -174,6 +174,7 @@ DRAWING = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     "attack", [pytest.param(a, id=f"{type(a).__name__}-{i}") for i, a in enumerate(DRAWING)]
 )

@@ -107,6 +107,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("which", [slice(None), [0], [1, 2]], ids=["all", "own", "others"])
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 def test_nan_under_attack_fools_and_does_not_come_back(attack, which, data):

@@ -88,6 +88,7 @@ ATTACKS = {
 }  # fmt: skip
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("at_most", [31, 5, 1])
 @pytest.mark.parametrize("name", ATTACKS)
 def test_same_result_in_smaller_batches(data, name, at_most):

@@ -427,6 +427,7 @@ def test_a_replica_computes_the_same_and_leaves_the_model_alone(make, kind):
     assert_untouched(module, before)
 
 
+@pytest.mark.dealt
 @every_network
 @pytest.mark.parametrize("engine", [PLAIN, Engine()], ids=["plain", "fast"])
 def test_a_replica_follows_its_model(make, kind, engine):
@@ -623,6 +624,7 @@ def test_sparse_buffers():
         module.adjacency = (2 * module.adjacency).coalesce()
 
 
+@pytest.mark.slow
 def test_hooks_on_what_is_compiled():
     module = torch.compile(made(SmallNet, training=False), backend="eager")
     module.register_forward_hook(lambda m, args, output: -output)

@@ -147,6 +147,7 @@ NETS = {
 }  # fmt: skip
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", NETS)
 def test_nets_are_followed(name, iris):
     cls, module, parameters = NETS[name]

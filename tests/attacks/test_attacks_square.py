@@ -301,6 +301,7 @@ def test_what_the_box_cuts_off_is_used_elsewhere(norm):
     assert_allclose(np.linalg.norm(z.flatten(1), ord=norm, axis=1), 0.9, rtol=2e-6)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [2.0, 1.0])
 def test_linear_model_in_other_norms(norm):
     rng = np.random.RandomState(1)
@@ -330,6 +331,7 @@ def margins(model, z, y):
     return (logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - own)[:, 0]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [np.inf, 2, 1])
 def test_more_questions_never_give_less(norm, images):
     x, y = torch.tensor(images.X[:20]), torch.tensor(images.y[:20])
@@ -430,6 +432,7 @@ def test_margin_zero_is_not_a_success():
     assert_array_equal(info["n_queries"], 12)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [np.inf, 2, 1])
 @pytest.mark.parametrize("shape", [(1, 3, 11), (2, 9, 4), (3, 1, 6), (2, 5), (1, 2, 3, 4)])
 def test_shapes_that_are_not_square(norm, shape):

@@ -55,6 +55,7 @@ def settings(**changed):
 # --- one task ------------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @every_weighting
 @pytest.mark.parametrize("norm", [np.inf, 2, 1])
 def test_one_model_is_pgd_bit_for_bit(networks, data, weighting, norm):
@@ -145,6 +146,7 @@ def by_hand(models, x, y, lam, *, n_steps, size, eps, lr=0.005, inner=10, tasks=
     return x + delta, torch.stack(history)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("lam", [0.0, 10.0, 100.0])
 def test_algorithm(networks, data, lam):
     x, y = (torch.from_numpy(values) for values in data)
@@ -249,6 +251,7 @@ def test_order_of_the_models_does_not_matter(networks, data, weighting):
     assert_allclose(other["weights"], info["weights"][:, order], atol=1e-6)
 
 
+@pytest.mark.dealt
 @every_weighting
 def test_samples_do_not_mix(networks, data, weighting):
     X, y = data

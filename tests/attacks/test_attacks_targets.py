@@ -95,6 +95,7 @@ CLASSIFIERS = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("strings", [False, True], ids=["integers", "strings"])
 @pytest.mark.parametrize("classifier", CLASSIFIERS, ids=repr)
 def test_classifiers(classifier, strings, labelled):

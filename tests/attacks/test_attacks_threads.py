@@ -142,6 +142,7 @@ def test_cross_validation_of_a_pipeline_on_threads(digits, classifier):
     assert_array_equal(classifier.predict_proba(X), proba)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("attack", [PGD(n_steps=3), SquareAttack(max_queries=10)])
 def test_scores_on_threads(digits, classifier, attack):
     before = everything(classifier.module_)
@@ -274,7 +275,11 @@ ATTACKS = [
     PGD(n_steps=20, eps=0.05),
     APGD(n_steps=10, eps=0.05),
     FAB(n_steps=10, eps=0.05),
-    AutoAttack(version="fast", eps=0.03),
+    AutoAttack(
+        version="custom",
+        attacks=[APGD(n_steps=5), FAB(n_steps=5), SquareAttack(max_queries=20)],
+        eps=0.03,
+    ),
 ]
 
 

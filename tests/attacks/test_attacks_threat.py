@@ -403,7 +403,7 @@ def assert_settled(settled, x, norm, eps):
         assert np.all(sizes(moved, norm).astype(np.float64) <= eps)
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(perturbed())
 def test_settle_keeps_the_ball_to_the_last_bit(case):
     x, z, norm, eps = case
@@ -415,7 +415,7 @@ def test_settle_keeps_the_ball_to_the_last_bit(case):
     assert np.all(np.abs(moved) <= np.abs(wanted))
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(perturbed(), st.integers(-50, 50), st.integers(1, 10_000))
 def test_settle_keeps_the_box_to_the_last_bit(case, low, width):
     x, z, norm, eps = case

@@ -80,6 +80,7 @@ def test_fooling_rate_is_what_it_says(images):
     assert attack.fooling_rate_ > 0.3
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [np.inf, 2, 1])
 def test_neither_batches_nor_order_nor_labels_matter(images, norm):
     net, X = images.net.double(), images.X[:90].astype(np.float64)

@@ -292,6 +292,7 @@ def pipelines(table):
     )
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("which", range(4))
 @pytest.mark.filterwarnings("error", "ignore:Stochastic Optimizer")
 def test_pipelines_with_steps_without_gradient(table, which):

@@ -133,6 +133,7 @@ PROBABILITIES = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", PROBABILITIES)
 def test_probabilities(name, n_classes):

@@ -156,6 +156,7 @@ ENCODERS = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("has_gaps", [False, True])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders(name, has_gaps, loans):
@@ -294,6 +295,7 @@ MODELS = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", MODELS)
 def test_victims_of_tables(name, loans):
     _, gaps, y = loans

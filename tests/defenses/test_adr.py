@@ -208,6 +208,7 @@ def test_layers_of_a_cnn(layer):
     assert np.isfinite(clf.history_[-1, "global_compactness"])
 
 
+@pytest.mark.slow
 def test_layers_of_a_network_of_torchvision():
     models = pytest.importorskip("torchvision.models")
     rng = np.random.default_rng(0)

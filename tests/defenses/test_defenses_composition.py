@@ -126,6 +126,7 @@ def test_components_are_those_of_the_tables():
     ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("clf", "grid", "n"),
     [

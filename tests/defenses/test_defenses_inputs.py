@@ -382,6 +382,7 @@ def network(kind):
     return nn.Sequential(nn.Flatten(), layer)
 
 
+@pytest.mark.dealt
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("kind", ["weight norm", "spectral norm", "parametrized", "pruned", "lazy"])
 def test_a_network_of_any_state_is_copied_and_trained(make, images, kind):
@@ -458,9 +459,10 @@ def test_each_channel_of_a_series_has_its_range_in_training(make):
     assert np.all((low <= X_adv) & (X_adv <= high))
     # one learned range would let the small channel reach the values of the large one
     assert X_adv[:, :, 0].max() <= 1
-    assert robustness_report(clf, X, y, norm=np.inf, eps=0.1).rows["clean"].accuracy == clf.score(
-        X, y
+    report = robustness_report(
+        clf, X, y, norm=np.inf, eps=0.1, attacks={"PGD": PGD(n_steps=2)}, red_flags=False
     )
+    assert report.rows["clean"].accuracy == clf.score(X, y)
     clf.partial_fit(X + np.array([1.0, 0.0], dtype=np.float32), y)
     assert_allclose(clf.clip_bounds_[1][0], high[0] + [1.0, 0.0])
 

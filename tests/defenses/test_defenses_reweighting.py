@@ -133,6 +133,7 @@ def test_short_schedules_begin_at_the_beginning(max_epochs):
         assert taus == expected
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("params", "expected"),
     [

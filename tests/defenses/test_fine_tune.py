@@ -245,6 +245,7 @@ def test_dual_weight_follows_its_rule(data):
     assert make(constraint=None).fit(*data).standard_loss_ is None
 
 
+@pytest.mark.slow
 def test_constraint_keeps_the_clean_loss(data):
     """A strong adversary costs clean accuracy; the constraint buys it back."""
     common = {

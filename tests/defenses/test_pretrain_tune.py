@@ -50,6 +50,7 @@ class Normed(nn.Sequential):
         )  # fmt: skip
 
 
+@pytest.mark.dealt
 @parametrize_with_checks(
     [PretrainTuneClassifier(PGDATClassifier(max_epochs=3, adversary__n_steps=2))]
 )
@@ -179,6 +180,7 @@ def test_tuner_is_by_default_the_pretrainer(data, large):
 # --- heads ---------------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("labels", [np.array([5, 6]), np.array(["a", "b", "c"])])
 @pytest.mark.parametrize("pretrainer", [first(), first(head=HypersphereHead(s=7))])
 def test_new_head_for_other_classes(data, large, labels, begin, pretrainer):
@@ -219,6 +221,7 @@ class Pairs(Dataset):
         return self.X[i], self.y[i]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("as_dataset", [False, True])
 @pytest.mark.parametrize("tuner", ["none", "second"])
 def test_the_same_classes_under_other_names(data, large, begin, tuner, as_dataset):
@@ -330,6 +333,7 @@ def test_layers_that_do_not_exist(data):
 # --- samples of the pretraining data -------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("subset", "size"), [(30, 30), (0.5, 60), (120, 120), (1.0, 120)])
 def test_subset(data, large, subset, size):
     clf = PretrainTuneClassifier(first(), second(), pretrain_subset=subset, random_state=4)

@@ -116,6 +116,7 @@ def test_without_anything_it_is_adversarial_training(data):
     )
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("adversary", [PGD(n_restarts=2), PGD(norm=2), FriendlyPGD()])
 def test_goes_with_everything_else(data, adversary):
     clf = make(

@@ -125,6 +125,7 @@ def test_labels_are_found_by_a_natural_network(data):
     assert len(clf.history) == 3
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["objects", "strings", "list", "floats"])
 def test_marks_among_labels_of_other_kinds(data, kind):
     X, partly, y = data

@@ -100,6 +100,7 @@ def test_what_ascends(batch):
     assert_allclose(targeted, -nn.functional.cross_entropy(attacked, 1 - y, reduction="none"))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("module", [one_logit, None])
 def test_labels_of_any_kind(binary, module):
     X, y = binary

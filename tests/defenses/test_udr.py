@@ -50,6 +50,7 @@ def digits():
 # --- limit cases ---------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("udr", "plain"),
     [

@@ -189,6 +189,7 @@ def test_one_member_is_one_network(data, cls, loss):
     assert_allclose(one.predict_proba(data[0]), alone.predict_proba(data[0]), rtol=1e-8)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     "params",
     [{}, {"loss": "mean"}, {"attack": "members"}, {"clean_weight": 0.0}],

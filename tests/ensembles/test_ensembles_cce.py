@@ -125,6 +125,7 @@ def test_modes_are_those_of_the_source():
     assert MODES["demote"][1] > 0 == MODES["demote"][0]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("indicator", ["soft", "hard"])
 def test_every_mode_trains(data, mode, indicator):

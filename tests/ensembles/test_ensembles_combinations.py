@@ -114,6 +114,7 @@ def test_the_gradient_of_a_vote_is_that_of_the_mean_probability():
     assert_allclose(VoteEnsemble(members)(torch.as_tensor(X)).detach(), votes, atol=1e-12)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", [LogitMeanEnsemble, VoteEnsemble])
 @pytest.mark.parametrize(
     "attack",

@@ -148,6 +148,7 @@ def test_a_column_that_is_not_there():
 # --- another score -------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("scoring", ["recall", "average_precision"])
 @pytest.mark.parametrize("attack_classes", [None, [1]])
 def test_scores_are_those_of_score_adversarial(clf, scoring, attack_classes):

@@ -90,10 +90,12 @@ def test_silent_on_adversarial_training(trained, digits):
     assert all(flag.fired is False for flag in flags.values()), flags
 
 
+@pytest.mark.slow
 def test_silent_on_natural_training(natural, digits):
     assert all(flag.fired is False for flag in check(natural, *digits[2:]).values())
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("norm", "eps"), [(2, 0.7), (1, 3.0)])
 def test_silent_in_other_norms(trained, digits, norm, eps):
     assert not fired(check(trained, *digits[2:], norm=norm, eps=eps, n_samples=100))
@@ -162,6 +164,7 @@ def test_dropout_as_it_should_be_is_silent(natural, digits):
     assert model.training
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", ["natural", "trained"])
 def test_logits_times_1000(name, digits, request):
     clf = request.getfixturevalue(name)
@@ -227,6 +230,7 @@ def test_gradients_that_predict_nothing(natural, digits, how, norm):
     assert n >= count > 0.5 * n > 20
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("how", ["offset", "scaled", "float64", "log-probabilities", "ripple"])
 def test_gradients_that_do_predict(natural, trained, digits, how):
     after = {
@@ -363,7 +367,7 @@ def test_nothing_is_right(natural, digits):
 
 def test_same_twice_and_nothing_is_touched(natural, digits):
     before = copy.deepcopy(natural.module_.state_dict())
-    X, y = digits[2][:30], digits[3][:30]
+    X, y = digits[2][:10], digits[3][:10]
     torch.manual_seed(1)
     first = check(natural, X, y)
     torch.manual_seed(2)
@@ -383,8 +387,8 @@ def test_frozen_features(natural, digits):
 
 def test_threat_model_of_the_estimator(trained, digits):
     X, y = digits[2:]
-    flags = red_flags(trained, X[:30], y[:30])
-    assert flags == red_flags(trained, X[:30], y[:30], eps=EPS)
+    flags = red_flags(trained, X[:10], y[:10])
+    assert flags == red_flags(trained, X[:10], y[:10], eps=EPS)
 
 
 @pytest.mark.parametrize("n_samples", [0, 2.5])

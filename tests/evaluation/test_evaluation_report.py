@@ -429,6 +429,7 @@ def test_threat_model_of_the_attacks(clf, held_out):
     assert same["a"].accuracy == found["a"].accuracy
 
 
+@pytest.mark.slow
 def test_default_attacks_know_the_norm(clf, held_out):
     X, y = held_out
     found = robustness_report(

@@ -139,6 +139,7 @@ def each_model_and_attack():
     ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("threat", [("linf", 0.3), ("l2", 0.5), ("l1", 0.8)], ids=lambda t: t[0])
 @pytest.mark.parametrize(("model", "attack"), each_model_and_attack())
 def test_equals_accuracy_on_what_the_attack_generates(models, model, attack, threat):
@@ -163,6 +164,7 @@ def test_equals_with_explicit_clip_and_unfitted_attack(models, name, dtype):
     assert score_adversarial(model, X, y, attack) == expected
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_equals_on_digits_whatever_the_batch_size(batch_size):
     X, y = load_digits(return_X_y=True)

@@ -220,6 +220,7 @@ def order_statistic(norm, share):
     raise AssertionError
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.9, 0.0])
 @pytest.mark.parametrize("norm", [np.inf, 2])
 def test_half_by_bisection_and_by_order(norm, share):

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from robustsk import PGD, robust_accuracy
 from robustsk.metrics import clopper_pearson_interval
 
-fast = settings(deadline=None, derandomize=True, max_examples=200)
+fast = settings(deadline=None, derandomize=True, max_examples=60)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])

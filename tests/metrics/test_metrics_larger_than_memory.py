@@ -99,6 +99,7 @@ METRICS = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("metric", METRICS)
 def test_same_score_from_disk_and_dataset(net, data, tmp_path, metric):
     X, y = data
@@ -120,6 +121,7 @@ ATTACKS = {
 }  # fmt: skip
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", ATTACKS)
 def test_same_outcome_from_disk_and_dataset(net, data, tmp_path, name):
     X, y = data
@@ -138,6 +140,7 @@ def test_same_outcome_from_disk_and_dataset(net, data, tmp_path, name):
         assert outcome.n_backward == expected.n_backward
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["robustsk", "logistic"])
 def test_estimators(data, tmp_path, kind):
     X, y = data
@@ -197,6 +200,7 @@ def peak(work):
         tracemalloc.stop()
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("version", ["score", "outcome", "auto range", "generate", "cascade"])
 @pytest.mark.parametrize("kind", ["disk", "dataset"])
 def test_memory_does_not_grow_with_the_data(net, tmp_path, version, kind):

@@ -82,6 +82,7 @@ def by_hand(results, *, floor=-np.inf, max_loss=None):
     return max(admitted, key=lambda i: (robust[i], clean[i]))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n_jobs", [1, 2])
 @pytest.mark.parametrize("rule", [{}, {"max_loss": 0.02}, {"floor": 0.95}])
 def test_grid_search_picks_what_one_would_pick(rule, n_jobs):

@@ -34,6 +34,7 @@ def test_known_centers():
         assert ((centers[i] - centers[j]) ** 2).sum().item() == pytest.approx(222.2222, abs=1e-4)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("n_classes", "n_features", "best"),
     [

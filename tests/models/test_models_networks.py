@@ -66,6 +66,7 @@ def conv(n_in, n_out, k):
     return n_in * n_out * k * k
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", MODEL_PARAMS)
 def test_every_registered_model_runs(name):
     network = MODELS[name]((3, 8, 8), 7)
@@ -84,6 +85,7 @@ def test_wide_models_run_on_meta(name):
         assert network(torch.rand(2, 3, 16, 16)).shape == (2, 7)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_registered_model_takes_a_gray_image_and_normalisation(name):
     with torch.device("meta"):

@@ -88,6 +88,7 @@ def test_default_attack_is_that_of_the_adversary(data):
     assert clf.score_adversarial(*held_out(data), attack) == pytest.approx(stop.best_score_)
 
 
+@pytest.mark.dealt
 def test_watching_does_not_change_the_path(data):
     seen = [[], []]
     make(Watch(seen[0]), RobustEarlyStopping()).fit(*data)
@@ -95,6 +96,7 @@ def test_watching_does_not_change_the_path(data):
     assert_array_equal(seen[0], seen[1])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("patience", [1, 2])
 def test_patience(data, patience):
     everything = RobustEarlyStopping(ATTACK)
@@ -121,6 +123,7 @@ def test_after_an_interrupt(data):
     assert np.isfinite(early.predict_proba(data[0])).all()
 
 
+@pytest.mark.dealt
 def test_with_weight_averaging(data):
     """The average is what is scored, kept and restored."""
     epochs = []
@@ -160,6 +163,7 @@ def test_each_call_has_its_own_best(data):
     assert stop.best_epoch_ == 4 + values[3:].argmax()
 
 
+@pytest.mark.dealt
 def test_clones_pickles_and_searches(data):
     stop = RobustEarlyStopping(ATTACK, patience=3)
     assert clone(stop).get_params(deep=False).keys() == {"attack", "patience", "name"}

@@ -109,6 +109,7 @@ def test_callback_is_cloned_with_the_estimator(data):
     assert twice.attack.eps == ATTACK.eps
 
 
+@pytest.mark.dealt
 def test_search_with_the_callback(data):
     search = GridSearchCV(
         make(AdversarialScoring(ATTACK)), {"adversary__eps": [0.0, 0.3]}, cv=2, error_score="raise"
@@ -170,6 +171,7 @@ def test_full_radius_after_a_training_that_broke_off(data):
     assert clf.default_attack().eps == 0.2
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("first", "last"), [(1, 2), (2, 1)])
 def test_schedule_of_the_source(first, last):
     """Appendix D of Bui et al. (2022): 8/255 to epoch 20, then by 1/50 of it to epoch 70."""

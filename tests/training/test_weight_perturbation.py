@@ -277,6 +277,7 @@ def test_goes_with_every_defence(cls, data):
     assert make(cls, **params).fit(*data).score(*data) > 0.6
 
 
+@pytest.mark.dealt
 @one_of_each(*TRAINING)
 @pytest.mark.parametrize(
     ("precision", "n_rounds"), [pytest.param(None, 1, marks=pytest.mark.slow), ("bf16", 2)]

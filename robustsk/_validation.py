@@ -118,11 +118,13 @@ def in_order(values, names, what):
     what : str
         Name of the argument, for messages.
     """
+    if what == "mask" and isinstance(values, str):
+        values = [values]
     if isinstance(values, Mapping):
-        labels, numbers = list(values), np.array(list(values.values()))
-    elif what == "mask" and _are_names(values):
+        return _by_name(values, names, what)
+    if what == "mask" and _are_names(values):
         return _named(values, names, what)
-    elif hasattr(values, "columns"):
+    if hasattr(values, "columns"):
         if len(values) != 1:
             raise ValueError(
                 f"{what} is a table with {len(values)} rows: give one value per column, in one "
@@ -147,6 +149,22 @@ def in_order(values, names, what):
             f"{what} must have one value for each column of X: {missing[:10]} have no value."
         )
     return numbers[[labels.index(name) for name in names]]
+
+
+def _by_name(values, names, what):
+    """Return the values of a dict in the order of the columns; 0 for those it does not name."""
+    if names is None:
+        raise ValueError(
+            f"{what} has values for {list(values)[:10]}, and the columns of X have no names: pass "
+            f"X as a DataFrame, or {what} as an array in the order of the columns."
+        )
+    _check_known(values, names, what)
+    missing = [name for name in names if name not in values]
+    if missing and what == "clip":
+        raise ValueError(
+            f"{what} must have one value for each column of X: {missing[:10]} have no value."
+        )
+    return np.array([values.get(name, 0) for name in names])
 
 
 def _are_names(values):

@@ -80,6 +80,23 @@ def test_other_rows(run, table, capsys):
     assert "batch norms folded" in capsys.readouterr().out
 
 
+def test_tables(monkeypatch, capsys, tmp_path):
+    path, out = str(BENCHMARKS / "tables.py"), tmp_path / "table.csv"
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    options = ["--small", "--csv", str(out), "--models", "LR", "DecisionTree"]
+    monkeypatch.setattr(sys, "argv", [path, *options])
+    runpy.run_path(path, run_name="__main__")
+    with out.open() as file:
+        lines = {line["model"]: line for line in csv.DictReader(file)}
+    assert list(lines) == ["LR", "DecisionTree"]
+    for line in lines.values():
+        assert 0 <= float(line["GreedySearch"]) <= float(line["clean"]) <= 1
+        assert float(line["frozen"]) <= float(line["clean"])
+        assert float(line["queries per row"]) > 1
+    assert float(lines["LR"]["GreedySearch"]) < float(lines["LR"]["frozen"])
+    assert "| LR |" in capsys.readouterr().out
+
+
 def test_cost_of_several_objectives(monkeypatch, capsys):
     path = str(BENCHMARKS / "multi_objective.py")
     options = ["--setting", "cost", "--n", "2", "--n-steps", "1", "--repeat", "1"]

@@ -65,6 +65,7 @@ from .wrappers.autoattack import AutoAttack as AutoAttack
 from .wrappers.bpda import BPDA as BPDA
 from .wrappers.eot import EOT as EOT
 from .wrappers.multi_targeted import MultiTargeted as MultiTargeted
+from .wrappers.tabular_autoattack import TabularAutoAttack as TabularAutoAttack
 from .wrappers.transfer import TransferAttack as TransferAttack
 
 _export_all(globals())

@@ -28,7 +28,8 @@ PARAMETERS = """
         Norm in which the perturbation is measured.
     eps : float or array-like, default=None
         Largest perturbation, in the units of the data. An array holds one
-        value per feature (with norm 2 or 1 the ball becomes an ellipsoid).
+        value per feature (with norm 2 or 1 the ball becomes an ellipsoid). Of a
+        DataFrame a dict gives it by name, and freezes what it does not name.
         None means 8/255 for the inf norm, 0.5 for the 2-norm and 12 for the
         1-norm, which are customary on images in [0, 1]; and no limit for an
         attack that looks for the smallest perturbation.

@@ -30,6 +30,7 @@ def space_of(attack, X):
     if attack.space is None:
         return None
     space = attack.space
+    _check_space(space)
     if not space.__sklearn_is_fitted__():
         space = vars(attack).get("space_")
     if space is None:
@@ -38,6 +39,11 @@ def space_of(attack, X):
             "space.fit(X_train) first."
         )
     return space
+
+
+def _check_space(space):
+    if space is not None and not isinstance(space, FeatureSpace):
+        raise TypeError(f"space must be a FeatureSpace(...), got {space!r}.")
 
 
 def table_rows(attack, X):
@@ -52,11 +58,12 @@ def table_rows(attack, X):
     """
     if isinstance(X, TableRows):
         return X
-    if is_dataset(X) or (attack.space is None and not needs_table(X)):
+    learned = vars(attack).get("space_")
+    if is_dataset(X) or (attack.space is None and learned is None and not needs_table(X)):
         return None
+    _check_space(attack.space)
     space = FeatureSpace() if attack.space is None else attack.space
     if not space.__sklearn_is_fitted__():
-        learned = vars(attack).get("space_")
         space = clone(space).fit(X) if learned is None else learned
     return space.encode(X)
 
@@ -95,6 +102,45 @@ def warn_about_rows(rows, stacklevel=5):
         )
 
 
+def check_categories(attack, space, stacklevel=5):
+    """Tell whoever lets categories change of attacks that change numbers only.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+    space : FeatureSpace
+        Fitted.
+    stacklevel : int, default=5
+
+    Raises
+    ------
+    ValueError
+        If it is one that looks for the closest example, which may be another category.
+    """
+    if space.max_changes == 0 or attack.changes_categories:
+        return
+    limits, columns = space.limits_, space.columns_
+    places = [place for place, values in enumerate(limits.values) if values is not None]
+    places += [place for group, _ in limits.groups for place in group]
+    names = [columns.names[place] for place in places if not limits.is_immutable[place]]
+    if not names:
+        return
+    name = type(attack).__name__
+    shown = ", ".join(map(str, names[:10])) + (", ..." if len(names) > 10 else "")
+    if attack.minimal:
+        raise ValueError(
+            f"{name} needs continuous columns, and {len(names)} columns hold categories that may "
+            f"change ({shown}): freeze them (FeatureSpace(max_changes=0)), or use GreedySearch."
+        )
+    warnings.warn(
+        f"{name} moves numbers only and {len(names)} columns hold categories ({shown}): they stay "
+        "as they are. Give the space to an attack that can change them (GreedySearch, CAPGD, "
+        "TabularAutoAttack), or say max_changes=0.",
+        UserWarning,
+        stacklevel=stacklevel,
+    )
+
+
 def fit_table(attack, settings, rows, X):
     """Learn what the columns of a table may become; what `fit` does for a table.
 
@@ -118,7 +164,9 @@ def fit_table(attack, settings, rows, X):
     )
     _check_feature_names(attack, X, reset=True)
     _check_n_features(attack, X, reset=True)
-    settings._effective_eps(check_norm(settings.norm, settings.supported_norms), rows.shape[1:])
+    norm = check_norm(settings.norm, settings.supported_norms)
+    if np.ndim(settings.eps) != 2 or hasattr(settings.eps, "columns"):  # else of other rows
+        settings._effective_eps(norm, rows.shape[1:])
     settings._box(None)
     attack.estimator_, attack.space_ = settings.estimator, rows.space
     attack._sample_shape = rows.shape[1:]

@@ -76,6 +76,8 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
     whole_runs = False
     #: Whether the user may say which class is to be reached.
     targetable = True
+    #: Whether it changes the categories of tables, and not only their numbers.
+    changes_categories = False
     #: Parameters by which the attack chooses classes to reach itself; None leaves it to the user.
     target_parameters = ()
     #: Whether a run to the last iterate is the same arithmetic for all batches, so that it can be

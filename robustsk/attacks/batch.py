@@ -90,17 +90,9 @@ class AttackBatch:
             raise ValueError(f"{name} contains NaN or infinity.")
         return samples
 
-    def ask(self, z, rows=None):
-        """Return the logits at `z`; for a table at the row of its space that `z` stands for.
-
-        Parameters
-        ----------
-        z : torch.Tensor of shape (m, ...)
-        rows : torch.Tensor of shape (m,), optional
-            Samples that they are about; None means one about each, in order.
-        """
-        ball = self.ball if rows is None or not self.ball.is_table else self.ball.select(rows)
-        return self.victim(ball.asked(z))
+    def ask(self, z):
+        """Return the logits at `z`; for a table at the row of its space that `z` stands for."""
+        return self.victim(self.ball.asked(z))
 
     def value(self, logits):
         """Return the objective, shape (n,)."""
@@ -110,7 +102,7 @@ class AttackBatch:
         """Return logits, objective and its gradient with respect to `z`."""
         with torch.enable_grad():
             z = z.detach().requires_grad_(True)
-            logits = self.ask(z)
+            logits = self.victim(self.ball.asked(z))
             value = self.value(logits)
             return self.with_gradient(z, logits, value)
 

@@ -47,7 +47,7 @@ class Queries:
         answers = []
         with torch.no_grad():
             for part, about in zip(z.split(size), rows.split(size), strict=True):
-                answers.append(self.batch.ask(part, about))
+                answers.append(self.batch.victim(self.batch.ball.asked(part, about)))
         return torch.cat(answers)
 
     def fooled(self, z, rows=None):

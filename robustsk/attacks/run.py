@@ -30,7 +30,7 @@ from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
 from ._graph import graphs_of
-from ._rows import warn_about_rows
+from ._rows import check_categories, warn_about_rows
 from .batch import AttackBatch
 from .noise import SampleNoise, seeded
 from .table_ball import TableBall
@@ -287,6 +287,8 @@ def prepare(
     if columns is not None:
         eps = columns.inward(eps)
         lower, upper = (v if v is None else columns.inward(v) for v in (lower, upper))
+    if space is not None:
+        check_categories(attack, space)
     if isinstance(X, tuple):
         return Prepared(attack, victim, norm, eps, lower, upper, bounds, space)
     victim = victim.to(None if attack.device in ("auto", None) else attack.device)
@@ -336,7 +338,18 @@ def _split_budgets(attack, space, X):
 def _warn_about_scale(attack, X, original, norm, eps, lower, upper):
     if isinstance(X, TableRows):
         warn_about_rows(X, stacklevel=6)
-        return  # units are those of the space
+        if not attack.minimal:
+            limits = X.space.limits_
+            free = (
+                limits.is_number
+                & ~limits.is_immutable
+                & np.isfinite(np.subtract(limits.high, limits.low))
+            )
+            free &= (limits.up > 0) & (limits.up < np.inf)
+            reach = np.where(free, limits.unit / np.where(free, limits.up, 1.0), 0.0)
+            reach = reach * np.reshape(eps, -1)
+            warn_about_radius(reach, norm, limits.low, limits.high, reach.shape, stacklevel=6)
+        return
     if warn_about_units(original, eps, stacklevel=6):
         return
     if not attack.minimal:  # whose radius is only where the search ends

@@ -7,12 +7,15 @@ import torch
 
 from .._tensors import column, flat
 from ..victims._frames import is_missing
+from ..victims._limits import limits_of
 from .threat import Ball, project_l1_box
 
 #: How far beyond a limit something may be by rounding, relative to the limit.
 _SLACK = 1e-9
 #: How far a number that costs nothing goes per unit of the radius: a range is what ends it.
 _FREE = 1e30
+#: How often a row is projected onto all relations, each time that a model is asked about it.
+_SWEEPS = 8
 
 
 class TableBall(Ball):
@@ -24,7 +27,7 @@ class TableBall(Ball):
     Parameters
     ----------
     x : torch.Tensor of shape (n, ...)
-        Rows as numbers, see :meth:`robustsk.FeatureSpace.encode`.
+        Rows as numbers, see :meth:`.FeatureSpace.encode`.
     norm : {inf, 2.0, 1.0, 0.0}
     eps : float or array of the shape of a row
         Radius in units of the space, or one for each column.
@@ -37,6 +40,8 @@ class TableBall(Ball):
     """
 
     is_table = True
+    #: What each row has paid for its categories, if these are settled.
+    _paid = None
 
     def __init__(self, x, norm, eps, space, lower=None, upper=None, budgets=None):
         self.x, self.norm, self.space = x, norm, space
@@ -115,8 +120,9 @@ class TableBall(Ball):
         """Return the ball around the samples in `index` only."""
         other = super().select(index)
         other._locked, other.invalid = self._locked[index], self.invalid[index]
-        if self._budgets is not None:
-            other._budgets = self._budgets[index]
+        for name in ("_budgets", "_paid"):
+            if getattr(self, name) is not None:
+                setattr(other, name, getattr(self, name)[index])
         for name in ("weight", "_falling"):
             value = getattr(self, name)
             if value.ndim == self.x.ndim:
@@ -142,8 +148,7 @@ class TableBall(Ball):
         for name in ("x", "low", "high", "lower", "upper"):
             setattr(other, name, torch.where(number, getattr(self, name), z))
         other._locked = self._locked | ~self._constants.is_number
-        share = column(self._share(self.switched(z)[0]), z)
-        other.weight, other._falling = self.weight * share, self._falling * share
+        other._paid = self.switched(z)[0]
         return other
 
     # --- units -----------------------------------------------------------------------
@@ -161,6 +166,11 @@ class TableBall(Ball):
         if not self._is_uneven:
             return self.weight
         return torch.where(delta < 0, self._falling, self.weight)
+
+    def seen(self, delta):
+        """Return moves, those of numbers on a grid of one step at least."""
+        step = self.step.reshape(self.x.shape[1:])
+        return torch.where(delta.abs() < step, delta.sign() * step, delta)
 
     def distance(self, z):
         """Return what the moves to `z` cost together, shape (n,); the ball ends at `radius`."""
@@ -217,10 +227,10 @@ class TableBall(Ball):
         result, spent, _ = self._switch(values)
         return self._numbers(values, result, spent).reshape(z.shape)
 
-    def asked(self, z):
+    def asked(self, z, rows=None):
         """Return the row that `z` stands for, through which gradients flow as if it were `z`."""
         with torch.no_grad():
-            settled = self.settle(z)
+            settled = (self if rows is None else self.select(rows)).settle(z)
         return z + (settled - z.detach()) if z.requires_grad else settled
 
     def clamp(self, z):
@@ -262,7 +272,7 @@ class TableBall(Ball):
 
         free = (self._constants.is_number & ~self._locked).cpu().numpy()
         integer = self._constants.is_integer.cpu().numpy()
-        repaired = relations.repair(proposed, clean, project, integer, free)
+        repaired = relations.repair(proposed, clean, project, integer, free, _SWEEPS)
         return torch.where(torch.as_tensor(lost).to(x.device), x, torch.as_tensor(repaired).to(x))
 
     def _switch(self, values):
@@ -291,6 +301,8 @@ class TableBall(Ball):
             blocks.append(places)
         spent = torch.zeros_like(x[:, 0]) if x.shape[1] else x.new_zeros(len(x))
         result = x.clone()
+        if self._paid is not None:
+            return result, self._paid, result.new_zeros((len(x), len(blocks)), dtype=torch.bool)
         if not blocks:
             return result, spent, torch.zeros((len(x), 0), dtype=torch.bool, device=x.device)
         cost = torch.stack(costs, 1)  # NaN where nothing changes
@@ -482,13 +494,19 @@ class _Constants:
             return torch.as_tensor(np.array(values)).to(table.device, dtype or table.dtype)
 
         self.is_number = tensor(limits.is_number, torch.bool)
-        self.is_integer = tensor(limits.kind == "integer", torch.bool)
+        columns = space.columns_.columns
+        # a column may have been one of fractions where the space was fitted
+        is_integer = np.array([column.is_integer for column in columns]) & limits.is_number
+        is_integer |= limits.kind == "integer"
+        self.is_integer = tensor(is_integer, torch.bool)
         self.unit = tensor(limits.unit)
         self.up, self.down = tensor(limits.up), tensor(limits.down)
-        self.low, self.high = tensor(limits.low), tensor(limits.high)
+        least, most = np.transpose([limits_of(column) for column in columns])
+        self.low = tensor(np.maximum(limits.low, least))
+        self.high = tensor(np.minimum(limits.high, most))
         self.own = tensor(limits.own, torch.bool)
         self.direction = tensor(limits.direction)
-        self.step = tensor(limits.step)
+        self.step = tensor(np.where(is_integer & (limits.step == 0), 1.0, limits.step))
         locked = limits.is_immutable | (limits.kind == "frozen")
         if space.max_changes == 0:
             locked = locked | ~limits.is_number
@@ -503,7 +521,7 @@ class _Constants:
             (tensor(places, torch.int64), may_be_empty, torch.tensor(cost, **kind))
             for (places, may_be_empty), cost in zip(limits.groups, limits.group_costs, strict=True)
         ]
-        single = np.array([c.is_single for c in space.columns_.columns]) & limits.is_number
+        single = np.array([column.is_single for column in columns]) & limits.is_number
         self.single = tensor(single, torch.bool) if single.any() else None
 
     @classmethod

@@ -167,8 +167,8 @@ def check_clip(
         low, high = (np.asarray(v, dtype=np.float64) for v in clip)
     except (TypeError, ValueError) as error:
         raise ValueError(f"clip must be 'auto', None or (low, high), got {clip!r}.") from error
-    if np.any(low > high):
-        raise ValueError(f"clip=(low, high) has low > high: {clip!r}.")
+    if not np.all(low <= high):
+        raise ValueError(f"clip=(low, high) has low > high, or NaN: {clip!r}.")
     return low, high
 
 
@@ -335,6 +335,15 @@ class Ball:
         """The radius: one number, or one per feature where they differ."""
         return self.radius if self.weight is None else self.radius * self.weight
 
+    @property
+    def moves(self):
+        """Where anything may change, of the shape of a sample; None if that is everywhere."""
+        if self.weight is None:
+            return None
+        moves = self.weight > 0
+        # rows of a table may have a radius each
+        return moves.any(0) if moves.ndim == self.x.ndim else moves
+
     def select(self, index):
         """Return the ball around the samples in `index` only."""
         other = object.__new__(type(self))
@@ -345,9 +354,13 @@ class Ball:
             setattr(other, name, None if bound is None else bound[index])
         return other
 
-    def asked(self, z):
-        """Return what a model is asked about at `z`."""
+    def asked(self, z, rows=None):
+        """Return what a model is asked about at `z`: points about all samples, or about `rows`."""
         return z
+
+    def seen(self, delta):
+        """Return moves, each so long that what a model is asked about changes."""
+        return delta
 
     def distance(self, z):
         """Return how far `z` is from the samples, shape (n,); the ball ends at `radius`."""

@@ -33,6 +33,7 @@ from .._validation import (
 )
 from ..attacks.threat import check_norm
 from ..training._data import Samples
+from ..victims._columns import Columns, needs_table
 from ..victims.engine import Engine
 
 
@@ -61,6 +62,8 @@ class Preparation(SparseInput):
         else:
             original = X
             check_one_input(X, y)
+            if hasattr(X, "columns") and needs_table(X):
+                Columns(X).check_numbers()
             X, y = validate_data(
                 self,
                 to_dense(to_array(X)),

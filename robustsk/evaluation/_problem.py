@@ -175,6 +175,13 @@ class Problem:
         eps = share * self.span * {np.inf: 1, 2.0: n_features**0.5, 1.0: n_features}[self.norm]
         return float(eps.max()) if eps.min() == eps.max() else eps
 
+    def of_numbers(self):
+        """Return the problem on a table of which only the numbers change."""
+        other = copy.copy(self)
+        other.space = self.space.with_settings(max_changes=0)
+        other.values = TableRows(self.values, other.space)
+        return other
+
     def take(self, rows):
         """Return the problem restricted to some samples; the valid range stays."""
         other = copy.copy(self)

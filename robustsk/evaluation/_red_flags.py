@@ -19,6 +19,7 @@ from ..attacks.gradient.fgsm import FGSM
 from ..attacks.gradient.pgd import PGD
 from ..attacks.gradient.scaled_pgd import ScaledPGD
 from ..attacks.wrappers.transfer import TransferAttack
+from ..victims.space import FeatureSpace
 from ..victims.victim import is_probability
 from ._problem import Problem
 
@@ -73,6 +74,8 @@ def red_flags(
     norm: Any = None,
     eps: Any = None,
     clip: Any = "auto",
+    space: FeatureSpace | None = None,
+    mask: ArrayLike | None = None,
     n_samples: int = 200,
     random_state: Any = 0,
 ) -> list[RedFlag]:
@@ -90,8 +93,9 @@ def red_flags(
     X : array-like of shape (n_samples, ...) or torch Dataset
     y : array-like of shape (n_samples,)
         True labels.
-    norm, eps, clip
-        The threat model, as in :func:`robustness_report`.
+    norm, eps, clip, space, mask
+        The threat model, as in :func:`robustness_report`. Of a table only the
+        numbers change in these checks.
     n_samples : int, default=200
         How many samples, drawn without replacement, are checked; this bounds
         the cost. Few samples can only show what is gross.
@@ -148,7 +152,17 @@ def red_flags(
     >>> flags["vanishing_gradients"].fired
     True
     """
-    problem = Problem(estimator, X, y, norm=norm, eps=eps, clip=clip, random_state=random_state)
+    problem = Problem(
+        estimator,
+        X,
+        y,
+        norm=norm,
+        eps=eps,
+        clip=clip,
+        random_state=random_state,
+        space=space,
+        mask=mask,
+    )
     return raise_flags(Probe(problem, n_samples))
 
 
@@ -164,6 +178,9 @@ class Probe:
     """
 
     def __init__(self, problem, n_samples, known=None):
+        if problem.space is not None:
+            # what follows gradients changes numbers only, and is not to be blamed for that
+            problem, known = problem.of_numbers(), None
         n_samples = check_count(n_samples, "n_samples")
         rows = np.arange(len(problem.y))
         if n_samples < len(rows):

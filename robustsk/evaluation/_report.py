@@ -127,8 +127,8 @@ def robustness_report(
         (EAD in the 1-norm), MIM with 20 steps, FAB against the three most
         likely classes, Square with 1000 queries and AutoAttack; for
         any other model Square, HopSkipJump with 1000 queries and transfer
-        from a surrogate. For tables GreedySearch comes first, then PGD where there are
-        gradients, Square, and HopSkipJump where there are none. Attacks that do
+        from a surrogate. For tables GreedySearch comes first, then CAPGD where there
+        are gradients, Square, and HopSkipJump where there are none. Attacks that do
         not know the norm are left out.
     scoring : str or callable, default=None
         A score to be shown beside the accuracy, such as "balanced_accuracy" or
@@ -414,11 +414,11 @@ def _default_attacks(problem, autoattack):
     if problem.space is not None:
         candidates = {
             "GreedySearch": known.GreedySearch(),
-            "PGD-20": known.PGD(n_steps=20),
-            "Square": known.SquareAttack(max_queries=500),
+            "CAPGD": known.CAPGD(),
+            "Square": known.SquareAttack(max_queries=300),
         }
         if problem.access != "gradients":
-            candidates["HopSkipJump"] = known.HopSkipJump(max_queries=500)
+            candidates["HopSkipJump"] = known.HopSkipJump(max_queries=300)
     elif problem.access == "gradients":
         candidates = {
             "FGSM": known.FGSM(),

@@ -80,10 +80,8 @@ def _columns_that_break(problem, examples):
         data.append({"columns": named, "n_rows": count, "share": count / total})
     if len(rows) > _MOST_SETS:
         rest = sum(item["n_rows"] for item in data[_MOST_SETS:])
-        rows[_MOST_SETS:] = [
-            (f"{len(rows) - _MOST_SETS} other sets", f"{rest}", f"{rest / total:.0%}")
-        ]
-    title = f"Columns that break rows: the fewest changes found for each of {total} broken rows"
+        rows[_MOST_SETS:] = [("other sets of columns", f"{rest}", f"{rest / total:.0%}")]
+    title = f"Columns that break rows: the fewest changes found for each row that breaks ({total})"
     return Section("columns_that_break", title, ("columns", "rows", "share"), rows, data)
 
 
@@ -143,8 +141,7 @@ def _columns_in_reach(problem):
         if name in frozen:
             reach = f"frozen: {frozen[name]}"
         elif limits.is_number[j] and problem.norm != 0:
-            steps = eps[j] * limits.unit[j] / np.array([limits.down[j], limits.up[j]])
-            down, up = np.where(limits.direction[j] * np.array([-1, 1]) < 0, 0.0, steps)
+            down, up = _reach(limits, j, eps[j])
             reach = f"±{up:.4g}" if down == up else f"-{down:.4g} +{up:.4g}"
             item.update(down=float(down), up=float(up))
             if limits.span[j] > 0:
@@ -166,11 +163,22 @@ def _columns_in_reach(problem):
     limit = (
         ""
         if changes == 0
-        else f"; {'any number of' if changes is None else changes} categories at once"
+        else f"; categories at once: {'any number' if changes is None else f'at most {changes}'}"
     )
     title = f"How far columns may move{limit}"
     header = ("column", "kind", "reach", "of its range")
     return Section("columns_in_reach", title, header, rows, data)
+
+
+def _reach(limits, j, eps):
+    """Return how far a number may move down and up: on its grid, and no further than its range."""
+    with np.errstate(divide="ignore"):
+        reach = eps * limits.unit[j] / np.array([limits.down[j], limits.up[j]])
+    reach = np.minimum(reach, limits.span[j])
+    step = limits.step[j]
+    if step:
+        reach = np.floor(reach / step + 1e-9) * step
+    return np.where(limits.direction[j] * np.array([-1, 1]) < 0, 0.0, reach)
 
 
 def frozen_columns(problem):
@@ -199,6 +207,8 @@ def frozen_columns(problem):
             found[name] = "max_changes is 0"
         elif limits.is_number[j] and limits.unit[j] == 0:
             found[name] = "constant"
+        elif limits.is_number[j] and problem.norm != 0 and not _reach(limits, j, eps[j]).any():
+            found[name] = "eps is less than a step"
     return found
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy.sparse import issparse
 
 from .._containers import to_array
 from ._frames import MISSING, is_polars, maker_of
@@ -131,7 +132,16 @@ class Columns:
 
     def encode(self, X):
         """Return a table as numbers, shape (n_samples, ...) in float64."""
-        return self._maker.encode(self, X)
+        values = self._maker.encode(self, X)
+        flat = values.reshape(len(values), -1)
+        beyond = ~np.isfinite(flat) | (np.abs(flat) >= MISSING / 10) & (flat != MISSING)
+        if beyond.any():
+            names = [self.names[number] for number in np.flatnonzero(beyond.any(axis=0))]
+            raise ValueError(
+                f"Columns {names[:10]} hold infinity or numbers beyond 1e99: there is no room for "
+                "what lies next to them."
+            )
+        return values
 
     def frame(self, values):
         """Return numbers as a table of the kind that was given.
@@ -228,11 +238,23 @@ def columns_read():
     return _READ.get()
 
 
+def check_not_sparse(X):
+    """Raise for sparse matrices, of which nobody knows whether what is zero may grow."""
+    if issparse(X):
+        raise TypeError(
+            "X is sparse, and a FeatureSpace is about columns one by one: pass X.toarray(), or "
+            "attack without a space."
+        )
+
+
 def needs_table(X):
     """Tell a table with labels or missing values from numbers that are attacked as they are."""
     if is_polars(X) or (hasattr(X, "iloc") and hasattr(X, "columns")):
         return not Columns(X).is_plain
-    return isinstance(X, np.ndarray) and X.dtype.kind in "OUS" and X.ndim == 2
+    if not isinstance(X, np.ndarray) or X.ndim != 2:
+        return False
+    # of objects scikit-learn makes numbers, if it can
+    return X.dtype.kind in "US" or (X.dtype == object and any(isinstance(v, str) for v in X.flat))
 
 
 def restore(values, X, space):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import warnings
 
 import numpy as np
 
@@ -135,17 +134,24 @@ def _labels_of(values, missing, name):
         ) from error
 
 
-def _large(numbers, name):
+def _are_large(numbers):
     """Return whether there are integers that floating-point numbers cannot tell apart."""
-    if not len(numbers) or np.abs(np.asarray(numbers, dtype=np.float64)).max() <= _LARGEST_INTEGER:
-        return False
-    warnings.warn(
-        f"Column {name!r} holds integers beyond 2**53, which is what identifiers look like: it is "
-        "left as it is.",
-        UserWarning,
-        stacklevel=2,
-    )
-    return True
+    sizes = np.abs(np.asarray(numbers, dtype=np.float64))
+    return bool(len(sizes)) and sizes.max() > _LARGEST_INTEGER
+
+
+def _of_objects(name, values, missing, dtype):
+    """Return a column of objects: of numbers, of labels, or of what nobody can change."""
+    known = [value for value, is_lost in zip(values, missing, strict=True) if not is_lost]
+    lost = len(known) < len(values)
+    numeric = (int, float, np.integer, np.floating)
+    if known and all(isinstance(v, numeric) and not isinstance(v, bool) for v in known):
+        is_integer = all(isinstance(v, (int, np.integer)) for v in known)
+        return NumberColumn(dtype, is_integer, False, lost)
+    token = next((v for v, is_lost in zip(values, missing, strict=True) if is_lost), None)
+    are_labels = all(isinstance(v, (str, bool, np.bool_, *numeric)) for v in known)
+    labels = _labels_of(values, missing, name)
+    return LabelColumn(labels, dtype, token, lost, is_opaque=not are_labels)
 
 
 class _Frames:
@@ -213,23 +219,31 @@ class PandasTables(_Frames):
         if types.is_bool_dtype(dtype):
             return LabelColumn([False, True], dtype, token, lost)
         is_integer = types.is_integer_dtype(dtype)
-        if is_integer and _large(series.dropna(), name):
+        if is_integer and _are_large(series.dropna()):
             return LabelColumn(_sorted(set(series.dropna())), dtype, token, lost, is_opaque=True)
         if is_integer or types.is_float_dtype(dtype):
             is_single = not is_integer and getattr(dtype, "itemsize", 8) < 8
             return NumberColumn(dtype, is_integer, is_single, lost)
-        labels = _labels_of(series.tolist(), missing, name)
-        is_text = types.is_object_dtype(dtype) or types.is_string_dtype(dtype)
+        values = series.tolist()
+        if types.is_object_dtype(dtype):
+            return _of_objects(name, values, missing, dtype)
+        labels = _labels_of(values, missing, name)
+        is_text = types.is_string_dtype(dtype)
         return LabelColumn(labels, dtype, token, lost, is_opaque=not is_text)
 
     @classmethod
     def frame(cls, columns, values):
         import pandas as pd
 
-        series = [cls.decoded(c, values[:, j]) for j, c in enumerate(columns.columns)]
-        frame = pd.concat(series, axis=1)
-        frame.columns = columns.names
-        return frame[columns.given]
+        decoded = {
+            name: cls.decoded(column, values[:, number])
+            for number, (name, column) in enumerate(
+                zip(columns.names, columns.columns, strict=True)
+            )
+        }
+        frame = pd.DataFrame({name: decoded[name] for name in columns.given}, copy=False)
+        frame.columns = columns.given
+        return frame
 
     @staticmethod
     def decoded(column, values):
@@ -238,17 +252,25 @@ class PandasTables(_Frames):
         if column.is_coded:
             held = vars(column).get("_held")
             if held is None:
-                known = [*column.labels, column.missing] if column.has_missing else column.labels
-                held = column._held = pd.Series(known, dtype=column.dtype)
-            codes = np.rint(values).clip(0, len(held) - 1).astype(np.int64)
-            return pd.Series(held.array.take(codes))
+                # what the dtype has no room for is never asked about
+                known = [
+                    label if column.admits(number) else None
+                    for number, label in enumerate(column.labels)
+                ]
+                known += [column.missing] if column.has_missing else []
+                held = column._held = pd.Series(known, dtype=column.dtype).array
+            return held.take(np.rint(values).clip(0, len(held) - 1).astype(np.int64))
         lost = is_missing(values)
-        if column.is_integer:
-            whole = np.where(lost, 0, np.rint(values)).astype(np.int64)
-            if not column.has_missing:
-                return pd.Series(whole).astype(column.dtype)
-            return pd.Series(pd.array(whole, dtype=column.dtype)).mask(lost)
-        return pd.Series(np.where(lost, np.nan, values)).astype(column.dtype)
+        is_numpy = isinstance(column.dtype, np.dtype)
+        if not column.is_integer:
+            values = np.where(lost, np.nan, values)
+            return values.astype(column.dtype) if is_numpy else pd.array(values, column.dtype)
+        whole = np.where(lost, 0, np.rint(values)).astype(np.int64)
+        if is_numpy:
+            return whole.astype(column.dtype)
+        whole = pd.array(whole, dtype=column.dtype)
+        whole[lost] = pd.NA
+        return whole
 
     @staticmethod
     def with_changes(X, after, changed):
@@ -280,7 +302,7 @@ class PolarsTables(_Frames):
 
         dtype, missing = series.dtype, cls.missing(series)
         lost = bool(missing.any())
-        if dtype.is_integer() and _large(series.drop_nulls().to_numpy(), name):
+        if dtype.is_integer() and _are_large(series.drop_nulls().to_numpy()):
             known = series.drop_nulls().unique().sort().to_list()
             return LabelColumn(known, dtype, None, lost, is_opaque=True)
         if dtype.is_integer() or dtype.is_float():
@@ -360,15 +382,7 @@ class Arrays:
 
     @classmethod
     def column(cls, name, values):
-        missing = cls.lost(values)
-        known = [v for v, is_lost in zip(values, missing, strict=True) if not is_lost]
-        lost = bool(missing.any())
-        numeric = (int, float, np.integer, np.floating)
-        if known and all(isinstance(v, numeric) and not isinstance(v, bool) for v in known):
-            is_integer = all(isinstance(v, (int, np.integer)) for v in known)
-            return NumberColumn(values.dtype, is_integer, False, lost)
-        token = values[missing][0] if lost else None
-        return LabelColumn(_labels_of(values, missing, name), values.dtype, token, lost)
+        return _of_objects(name, values, cls.lost(values), values.dtype)
 
     @classmethod
     def encode(cls, columns, X):

@@ -19,6 +19,15 @@ _SCALES = ("range", "std", "iqr")
 OWN = "x"
 
 
+def check_max_changes(value):
+    """Raise unless a value says how many categories may change."""
+    is_count = isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 0
+    if value is not None and not is_count:
+        raise ValueError(
+            f"space.max_changes must be a number of categories, or None for any, got {value!r}."
+        )
+
+
 def declared(categories):
     """Return the categories of columns that are given by name."""
     return categories if isinstance(categories, Mapping) else {}
@@ -155,8 +164,8 @@ class Limits:
             found.append(kind)
         if strange:
             warnings.warn(
-                f"What {strange[:10]} hold is neither number nor category: these columns are left "
-                "as they are. Leave them out, or declare their kinds.",
+                f"What {strange[:10]} hold is neither number nor category (dates, identifiers "
+                "beyond 2**53, ...): these columns are left as they are.",
                 UserWarning,
                 stacklevel=4,
             )
@@ -223,15 +232,22 @@ class Limits:
                         f"space.scale must be None, one of {_SCALES}, or numbers; got "
                         f"{self._space.scale!r}."
                     )
-                unit = spread[self._space.scale]()
+                # 0 where all is missing
+                unit = np.nan_to_num(spread[self._space.scale]())
             else:
                 unit = np.array(self._of(self._space.scale, "scale", 1.0), dtype=float)
-        self.unit = np.where(self.kind == "ordinal", 1.0, np.nan_to_num(unit))
+        self.unit = np.where(self.kind == "ordinal", 1.0, unit)
         step = np.array(self._of(self._space.step, "step", 0.0), dtype=float)
         # an integer moves in integers
         self.step = np.where((self.kind == "integer") & (step == 0), 1.0, step)
-        if np.any(self.step < 0):
+        if not np.all(step >= 0):
             raise ValueError(f"space.step must not be negative, got {self._space.step!r}.")
+        wrong = (self.kind == "integer") & (self.step != np.rint(self.step))
+        if wrong.any():
+            name = names[np.flatnonzero(wrong)[0]]
+            raise ValueError(f"space.step of {name!r}, a column of integers, must be whole.")
+        if not np.all(self.unit >= 0):
+            raise ValueError(f"space.scale must not be negative or NaN, got {self._space.scale!r}.")
         self._learn_bounds(low, high, names)
 
     def _learn_bounds(self, low, high, names):
@@ -247,12 +263,16 @@ class Limits:
             if not self.is_number[number]:
                 continue
             column = self._columns.columns[number]
-            limits = _limits_of(column)
+            limits = limits_of(column)
             bound = (None, None) if bound is None else bound
             if isinstance(bound, str):
                 if bound != "auto":
                     raise ValueError(f"space.bounds of {names[number]!r} is {bound!r}.")
                 bound = (low[number], high[number])
+            if not isinstance(bound, (tuple, list)) or len(bound) != 2:
+                raise ValueError(
+                    f"space.bounds of {names[number]!r} must be a pair (low, high), got {bound!r}."
+                )
             for side, end in enumerate(bound):
                 if end is None or (isinstance(end, numbers.Real) and np.isnan(end)):
                     end = (-np.inf, np.inf)[side]
@@ -283,6 +303,11 @@ class Limits:
         self.switch = [None] * len(names)
         self.down, self.up = np.ones(len(names)), np.ones(len(names))
         for number in range(len(names)):
+            if self.kind[number] == "categorical" and self.direction[number]:
+                raise ValueError(
+                    f"space.monotone of {names[number]!r}: its categories have no order. Declare "
+                    "it ordinal, with its categories in order."
+                )
             if self.kind[number] in ("categorical", "ordinal") and not self.in_group[number]:
                 seen = np.unique(values[:, number][~is_missing(values[:, number])])
                 known = self.values[number] = self._allowed(number, given[number], seen)
@@ -336,7 +361,8 @@ class Limits:
             down, up = np.broadcast_to(np.asarray(given, dtype=float), (2,))
             by_rank = np.where(np.tri(count, k=-1, dtype=bool), down, up)
             # from each row to each column: above the diagonal the number of the category grows
-            table = by_rank * (ranks if is_ordinal else ranks > 0)
+            weights = ranks if is_ordinal else ranks > 0
+            table = np.where(weights > 0, by_rank, 0.0) * np.where(weights > 0, weights, 1.0)
         if table.shape != (count, count):
             raise ValueError(
                 f"space.costs of {name!r} has shape {table.shape} for {count} categories."
@@ -398,7 +424,7 @@ def _kind_of(column):
     return "ordinal" if column.is_ordered else "categorical"
 
 
-def _limits_of(column):
+def limits_of(column):
     """Return the smallest and the largest number that the dtype of a column has room for."""
     if not column.is_integer:
         return -np.inf, np.inf

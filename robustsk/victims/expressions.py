@@ -295,10 +295,20 @@ class Columns:
 def safe_div(a: Any, b: Any, fill: Any = 0) -> Expression:
     """Return ``a / b``, and `fill` where `b` is 0.
 
+    Parameters
+    ----------
+    a, b : Column, Expression or number
+    fill : Column, Expression or number, default=0
+
+    Returns
+    -------
+    Expression
+        To be compared with something, which makes a relation of a :class:`FeatureSpace`.
+
     Examples
     --------
-    >>> from robustsk.victims.relations import Columns, safe_div
-    >>> c = Columns()
+    >>> from robustsk import FeatureSpace, safe_div
+    >>> c = FeatureSpace().columns
     >>> c.ratio == safe_div(c.a, c.b)
     ratio == safe_div(a, b, fill=0)
     """
@@ -321,10 +331,19 @@ def where(condition: Relation, a: Any, b: Any) -> Expression:
 def count(*relations: Relation) -> Expression:
     """Return how many of the relations hold, which has no gradient.
 
+    Parameters
+    ----------
+    *relations : Relation
+
+    Returns
+    -------
+    Expression
+        To be compared with a number, which makes a relation of a :class:`FeatureSpace`.
+
     Examples
     --------
-    >>> from robustsk.victims.relations import Columns, count
-    >>> c = Columns()
+    >>> from robustsk import FeatureSpace, count
+    >>> c = FeatureSpace().columns
     >>> count(c.a > 0, c.b > 0) <= 1
     count(a > 0, b > 0) <= 1
     """

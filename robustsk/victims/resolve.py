@@ -69,7 +69,7 @@ def as_victim(
         model wherever one is attacked.
     columns : Columns, optional
         Those of the table that the model is asked about, of which the victim takes the rows as
-        numbers; see :meth:`robustsk.FeatureSpace.encode`.
+        numbers; see :meth:`.FeatureSpace.encode`.
 
     Returns
     -------

@@ -12,16 +12,24 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
+from sklearn.utils._indexing import _get_column_indices
 from sklearn.utils.validation import check_is_fitted
 
 from .._containers import to_array
-from ._columns import Columns, TableRows
+from ._columns import Columns, TableRows, check_not_sparse
 from ._frames import is_missing
-from ._limits import Every, Limits, declared
+from ._limits import Every, Limits, check_max_changes, declared
 from .expressions import Columns as ColumnNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+#: What `fit` looks at.
+_LEARNED_FROM = (
+    "kinds", "categories", "groups", "immutable", "monotone", "bounds", "step", "scale", "costs",
+    "missing", "relations", "tolerance",
+)  # fmt: skip
 
 
 class FeatureSpace(BaseEstimator):
@@ -167,7 +175,8 @@ class FeatureSpace(BaseEstimator):
         Parameters
         ----------
         costs : dict
-            As the parameter: a unit of a number that is not named costs 1.
+            As the parameter: a unit of a number that is not named costs 1. `eps` of the attack, in
+            its 1-norm, is one budget for all rows, or one for each in shape (n_samples, 1).
         **settings
             Other parameters.
         """
@@ -212,10 +221,11 @@ class FeatureSpace(BaseEstimator):
                 "are: pass kinds and categories."
             )
         check_is_fitted(found)
-        names = np.asarray(Columns(to_array(X)).names, dtype=object)
+        X = to_array(X)
+        names = np.asarray(Columns(X).given, dtype=object)
         kinds, categories = {}, {}
         for _, step, where in found.transformers_:
-            read = names[np.asarray(_places(where, names))] if len(where) else []
+            read = names[_get_column_indices(X, where)]
             if isinstance(step, str):
                 kinds.update(dict.fromkeys(read, "frozen") if step == "drop" else {})
                 continue
@@ -225,7 +235,6 @@ class FeatureSpace(BaseEstimator):
                 for name, values in zip(read, known, strict=True):
                     kinds[name] = "categorical"
                     categories[name] = [v for v in values if v is not None and v == v]
-        settings = {**settings}
         settings["kinds"] = {**kinds, **_as_dict(settings.get("kinds"))}
         settings["categories"] = {**categories, **_as_dict(settings.get("categories"))}
         return cls(**settings).fit(X)
@@ -263,17 +272,30 @@ class FeatureSpace(BaseEstimator):
         """
         return clone(self)._fit(X, in_order=True)
 
+    def with_settings(self, max_changes: int | None) -> Self:
+        """Return this fitted space with another number of categories that may change.
+
+        Parameters
+        ----------
+        max_changes : int or None
+        """
+        other = copy.copy(self).set_params(max_changes=max_changes)
+        other.__dict__.pop("_tensors", None)
+        return other
+
     def _fit(self, X, in_order=False):
         X = to_array(X)
+        check_not_sparse(X)
         self.__dict__.pop("_tensors", None)
         columns = self.columns_ = Columns(X, declared(self.categories), in_order)
         self.n_features_in_ = len(columns.names)
         if columns.has_names and all(isinstance(name, str) for name in columns.names):
             self.feature_names_in_ = np.asarray(columns.given, dtype=object)
+        check_max_changes(self.max_changes)
+        _check_rows(X)
         values = columns.encode(X).reshape(len(X), -1)
-        if not len(values):
-            raise ValueError("X has no rows: 0 sample(s) while a minimum of 1 is required.")
         self.limits_ = Limits(self, columns, values)
+        self._fitted_with = {name: getattr(self, name) for name in _LEARNED_FROM}
         kinds = dict(zip(columns.names, self.limits_.kind, strict=True))
         self.kinds_ = {name: kinds[name] for name in columns.given}
         return self
@@ -305,6 +327,14 @@ class FeatureSpace(BaseEstimator):
         if not self.__sklearn_is_fitted__():
             raise NotFittedError("This FeatureSpace is not fitted yet: call fit(X_train) first.")
         X = to_array(X)
+        check_not_sparse(X)
+        _check_rows(X)
+        changed = [n for n, v in self._fitted_with.items() if not _same(v, getattr(self, n))]
+        if changed:
+            raise NotFittedError(
+                f"{', '.join(changed)} of this FeatureSpace has changed since it was fitted: call "
+                "fit(X_train) again."
+            )
         space = copy.copy(self)
         space.__dict__.pop("_tensors", None)
         space.columns_ = self.columns_.joined(X)
@@ -349,17 +379,14 @@ class FeatureSpace(BaseEstimator):
         return columns.frame(np.asarray(values))
 
 
+def _same(first, second):
+    return first is second or repr(first) == repr(second)
+
+
+def _check_rows(X):
+    if len(X) == 0:
+        raise ValueError("X has no rows: 0 sample(s) while a minimum of 1 is required.")
+
+
 def _as_dict(given):
     return given if isinstance(given, Mapping) else {}
-
-
-def _places(where, names):
-    """Return the places of the columns that a ColumnTransformer has been given."""
-    if isinstance(where, slice):
-        return np.arange(len(names))[where]
-    where = np.asarray(where)
-    if where.dtype == bool:
-        return np.flatnonzero(where)
-    if where.dtype.kind in "iu":
-        return where
-    return np.array([list(names).index(name) for name in np.atleast_1d(where)], dtype=int)

@@ -49,7 +49,9 @@ every_norm = pytest.mark.parametrize(
 every_attack = pytest.mark.parametrize("cls", ids(ATTACKS))
 WHITE_BOX = [cls for cls in ATTACKS if cls().access not in ("scores", "labels")]
 white_box = pytest.mark.parametrize("cls", ids(WHITE_BOX))
-black_box = pytest.mark.parametrize("cls", ids(cls for cls in ATTACKS if cls not in WHITE_BOX))
+#: Those that only ask questions; what is made of several attacks may do more where it can.
+ASKING = [cls for cls in ATTACKS if cls not in WHITE_BOX and not cls.whole_runs]
+black_box = pytest.mark.parametrize("cls", ids(ASKING))
 minimal = pytest.mark.parametrize("cls", ids(cls for cls in ATTACKS if cls().minimal))
 WITH_OBJECTIVE = [cls for cls in ATTACKS if has(cls, "objective")]
 with_objective = pytest.mark.parametrize("cls", ids(WITH_OBJECTIVE))

@@ -272,7 +272,7 @@ def test_values_with_names_go_to_the_columns_of_these_names(frame, make, kind):
 
 def test_names_that_do_not_fit_are_an_error(frame):
     pd, X, model = frame
-    with pytest.raises(ValueError, match=r"eps must have one value for each column.*\['d'\]"):
+    with pytest.raises(ValueError, match=r"eps names columns that X does not have: \['d'\]"):
         PGD(model, eps=pd.Series({"a": 1, "b": 1, "d": 1}), clip=None).generate(X)
     with pytest.raises(ValueError, match=r"mask must have one value.*\['c'\] have no value"):
         PGD(model, mask=pd.Series({"a": True, "b": True}), clip=None).generate(X)

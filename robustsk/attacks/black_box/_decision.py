@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from ..._validation import check_count
+from .._moves import all_switches, best_of_rows, within
 from ..minimal._starts import STARTS_DOC, approach, find_starts, ready
 from ..minimal.base import BaseMinimalAttack
 from ..queries import Queries
@@ -64,6 +65,7 @@ class BaseDecisionAttack(BaseBlackBoxAttack, BaseMinimalAttack):
         if self.max_queries == 1:
             return
         queries = Queries(batch, self.max_queries - 1)
+        _try_categories(closest, queries)
         find_starts(closest, queries, self.starts)
         rows = ready(closest, queries)
         if len(rows):
@@ -80,3 +82,21 @@ class BaseDecisionAttack(BaseBlackBoxAttack, BaseMinimalAttack):
         queries : Queries
         """
         raise NotImplementedError
+
+
+def _try_categories(closest, queries):
+    """Ask about all rows with one other category; where one fools, no number need move."""
+    batch = closest.batch
+    for points, about in all_switches(batch.ball, batch.x):
+        fits = ~closest.done[about] & within(about, queries.left // 2)
+        points, about = points[fits], about[fits]
+        if len(about) == 0:
+            continue
+        fooled = queries.fooled(points, about)
+        if not bool(fooled.any()):
+            continue
+        points, about = points[fooled], about[fooled]
+        nearest = best_of_rows(-batch.ball.select(about).distance(points), about)
+        points, about = points[nearest], about[nearest]
+        closest.update(points, torch.ones_like(about, dtype=torch.bool), about)
+        closest.done[about] = True

@@ -12,7 +12,7 @@ import torch
 
 from ..._validation import check_count, check_length
 from ..queries import Queries
-from ._search import MARGIN, Search, parts, rounding
+from ._search import MARGIN, Search, parts, rounding, with_best_categories
 from .base import BaseBlackBoxAttack
 
 BETA_1, BETA_2 = 0.9, 0.999
@@ -75,6 +75,7 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
         if self.step_size is not None:
             step_size = check_length(self.step_size, "step_size")
         queries = Queries(batch, self.max_queries)
+        batch = with_best_categories(batch, queries)
         batch.info["n_slopes"] = torch.zeros_like(queries.count)
         result = torch.empty_like(batch.x)
         for rows in parts(batch.x, 2 * n_draws):
@@ -138,7 +139,7 @@ class BaseEstimatedGradientAttack(BaseBlackBoxAttack):
 
 def count_movable(ball):
     """Return the number of features that are not frozen."""
-    return math.prod(ball.x.shape[1:]) if ball.weight is None else int((ball.weight > 0).sum())
+    return math.prod(ball.x.shape[1:]) if ball.moves is None else int(ball.moves.sum())
 
 
 def entry_size(ball, n_features):
@@ -167,7 +168,7 @@ def estimate_gradient(search, z, directions, length):
         units in which the ball is round.
     """
     ball, n = search.batch.ball, directions.shape[1]
-    steps = [ball.to_data(length * directions[:, i]) for i in range(n)]
+    steps = [ball.seen(ball.to_data(length * directions[:, i])) for i in range(n)]
     pairs = [torch.stack([ball.project(z + s), ball.project(z - s)], 1) for s in steps]
     pairs = torch.stack(pairs, 1)
     value = search.ask(pairs.flatten(1, 2)).unflatten(1, (n, 2))
@@ -176,6 +177,11 @@ def estimate_gradient(search, z, directions, length):
     slope = slope.masked_fill(slope.abs() <= rounding(value[:, :, 0]), 0.0)
     # the projection may move other features as well, which says nothing about them
     apart = (pairs[:, :, 0] - pairs[:, :, 1]).masked_fill(directions == 0, 0.0)
+    if ball.is_table:
+        # what has been moved further than was meant, to be seen at all, counts by its length
+        meant = [ball.to_data(length * directions[:, i]) for i in range(n)]
+        share = torch.stack(meant, 1) / torch.stack(steps, 1)
+        apart = apart * share.square().nan_to_num(nan=1.0)
     gradient = torch.einsum("mn,mn...->m...", slope, apart) / (n * (2 * length) ** 2)
     return ball.to_unit(gradient)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
 from ...victims._outputs import predicted_class
+from .._moves import all_switches, best_of_rows, within
 from ..objectives import OBJECTIVES
 
 #: What these attacks ascend: it is zero where the prediction changes, and scores give it directly.
@@ -38,6 +40,44 @@ def ask_margins(queries, points, rows):
     predicted = predicted_class(logits)
     fooled = predicted != y if target is None else predicted == target
     return value, value.masked_fill(fooled, torch.inf)
+
+
+def with_best_categories(batch, queries):
+    """Change the categories of rows one by one, as long as that raises the margin.
+
+    Parameters
+    ----------
+    batch : AttackBatch
+    queries : Queries
+        Of this batch.
+
+    Returns
+    -------
+    AttackBatch
+        About the rows with these categories, of which numbers alone change; the same if there is
+        nothing to change.
+    """
+    ball, z, rows = batch.ball, batch.x, torch.arange(len(batch.x), device=batch.x.device)
+    if not ball.is_table or not ball.options or ball.space.max_changes == 0:
+        return batch
+    value, z = ask_margins(queries, z, rows)[1], z.clone()
+    while len(rows):
+        rows = rows[value[rows] != torch.inf]
+        before = value[rows]
+        # of a copy, because the best is entered as it is found
+        for points, about in all_switches(ball.select(rows), z[rows].clone()):
+            fits = within(about, queries.left[rows] // 2)
+            points, about = points[fits], about[fits]
+            if len(about) == 0:
+                continue
+            score = ask_margins(queries, points, rows[about])[1]
+            first = best_of_rows(score, about)
+            first = first[score[first] > value[rows[about[first]]]]
+            better = rows[about[first]]
+            z[better], value[better] = points[first], score[first]
+        rows = rows[value[rows] > before + rounding(before)]
+    ball = ball.with_categories(z)
+    return replace(batch, x=ball.x, ball=ball)
 
 
 class Search:

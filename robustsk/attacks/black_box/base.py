@@ -16,6 +16,7 @@ class BaseBlackBoxAttack(BaseAttack):
     """Base class of the attacks that see scores or labels and no gradients."""
 
     access = "scores"
+    changes_categories = True
 
     _first_parameter_doc = """
     estimator : fitted estimator or torch.nn.Module, default=None

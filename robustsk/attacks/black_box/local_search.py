@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..._validation import check_count
 from ..noise import Stream
 from ..queries import Queries
-from ._search import MARGIN, Search, parts, rounding
+from ._search import MARGIN, Search, parts, rounding, with_best_categories
 from .base import BaseBlackBoxAttack
 from .square import image_shape
 
@@ -107,6 +107,7 @@ class LocalSearch(BaseBlackBoxAttack):
         for name in ("n_steps", "n_candidates", "n_kept", "reach"):
             check_count(getattr(self, name), name)
         queries = Queries(batch, self.max_queries)
+        batch = with_best_categories(batch, queries)
         result = torch.empty_like(batch.x)
         for rows in parts(batch.x, self.n_candidates):
             search = Search(batch, queries, rows)
@@ -121,7 +122,7 @@ class LocalSearch(BaseBlackBoxAttack):
         ball, shape = search.batch.ball, image_shape(search.batch.x.shape[1:])
         movable = torch.ones(shape).to(ball.x)
         if ball.weight is not None:
-            movable = (ball.weight > 0).reshape(shape).to(ball.x)
+            movable = ball.moves.reshape(shape).to(ball.x)
         movable = movable.amax(0).flatten()
         n_candidates = min(self.n_candidates, int(movable.sum())) if ball.radius else 0
         # from anywhere in the ball, two radii lead to its edge

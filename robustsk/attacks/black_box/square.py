@@ -13,7 +13,7 @@ import torch
 from ..._validation import check_count
 from ..noise import Stream
 from ..queries import Queries
-from ._search import MARGIN, Search
+from ._search import MARGIN, Search, with_best_categories
 from .base import BaseBlackBoxAttack
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ class SquareAttack(BaseBlackBoxAttack):
         if not isinstance(self.p_init, numbers.Real) or not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be a share between 0 and 1, got {self.p_init!r}.")
         queries = Queries(batch, self.max_queries)
+        batch = with_best_categories(batch, queries)
         todo = torch.arange(len(batch.x), device=batch.x.device)
         search = Search(batch, queries, todo, limit=1)
         search.ask(batch.x)
@@ -157,7 +158,7 @@ class SquareAttack(BaseBlackBoxAttack):
     def _run(self, search, stream):
         """Start anew, and go on until all are fooled or no questions are left."""
         ball = search.batch.ball
-        windows = Windows(ball.x.shape[1:], ball.weight, ball.x.device)
+        windows = Windows(ball.x.shape[1:], ball.moves, ball.x.device)
         if windows.height == 0 or search.left < 1:
             return
         at_corners = ball.norm == np.inf
@@ -197,8 +198,8 @@ class Windows:
     ----------
     shape : tuple of int
         Shape of one sample.
-    weight : torch.Tensor of shape `shape` or None
-        Zero where a feature is frozen.
+    moves : torch.Tensor of bool of shape `shape` or None
+        Where features are not frozen.
     device : torch.device or None
         Where the images are.
 
@@ -212,12 +213,11 @@ class Windows:
         Number of `rows` and of `columns`.
     """
 
-    def __init__(self, shape, weight=None, device=None):
+    def __init__(self, shape, moves=None, device=None):
         self.shape = image_shape(shape)
-        moves = torch.ones(self.shape, dtype=torch.bool, device=device)
-        if weight is not None:
-            moves = weight.reshape(self.shape) > 0
-        moves = moves.any(0)
+        if moves is None:
+            moves = torch.ones(self.shape, dtype=torch.bool, device=device)
+        moves = moves.reshape(self.shape).any(0)
         self.rows, self.columns = (moves.any(axis).nonzero()[:, 0] for axis in (1, 0))
         self.height, self.width = len(self.rows), len(self.columns)
         # places in a flattened sample

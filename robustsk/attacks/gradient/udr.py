@@ -276,7 +276,7 @@ class UDRAdversary(BaseGradientAttack):
         # features that cannot move do not count
         free = 1.0
         if ball.weight is not None:
-            free = (ball.weight.expand_as(z[0]) > 0).double().mean().clamp_min(1e-12).to(z)
+            free = ball.moves.expand_as(z[0]).double().mean().clamp_min(1e-12).to(z)
         if self.distance == "mean_abs":
             return delta.mean(1) / free
         return (delta.square().mean(1) / free).sqrt()

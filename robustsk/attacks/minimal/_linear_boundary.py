@@ -189,7 +189,7 @@ def unit_box(ball):
     if ball.low is None:
         low, high = torch.full_like(vectors, -torch.inf), torch.full_like(vectors, torch.inf)
         if ball.weight is not None:
-            frozen = (ball.weight <= 0).reshape(1, -1)
+            frozen = ~ball.moves.reshape(1, -1)
             low, high = low.masked_fill(frozen, 0.0), high.masked_fill(frozen, 0.0)
         return low, high
     return flat(ball.to_unit(ball.low - ball.x)), flat(ball.to_unit(ball.high - ball.x))

@@ -25,6 +25,8 @@ class Closest:
     distance : torch.Tensor of shape (n,)
         In the norm of the ball, which ends at ``batch.ball.radius``; infinite
         where nothing has been found.
+    done : torch.Tensor of bool of shape (n,)
+        Where nothing closer is looked for.
     """
 
     def __init__(self, batch):
@@ -33,6 +35,7 @@ class Closest:
         self._ball = copy.copy(batch.ball)
         self._ball.low = self._ball.high = self._ball.lower = self._ball.upper = None
         self.z = batch.x.clone()
+        self.done = torch.zeros(len(self.z), dtype=torch.bool, device=self.z.device)
         self.distance = torch.full((len(self.z),), torch.inf, dtype=self.z.dtype).to(self.z.device)
 
     def update(self, z, fooled, rows=None):
@@ -73,9 +76,8 @@ class Closest:
     @property
     def open(self):
         """Return the samples that deserve more work, shape (m,); evaluation needs one hit."""
-        if self.batch.keep == "first":
-            return (~self.solved).nonzero()[:, 0]
-        return torch.arange(len(self.z), device=self.z.device)
+        done = self.done | self.solved if self.batch.keep == "first" else self.done
+        return (~done).nonzero()[:, 0]
 
 
 class BaseMinimalAttack(BaseAttack):

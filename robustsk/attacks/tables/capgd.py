@@ -10,17 +10,14 @@ import torch
 from ..._tensors import flat
 from ..._validation import check_count
 from ...victims._frames import is_missing
+from .._moves import all_switches, best_of_rows, settled
 from ..batch import AttackBatch
 from ..gradient.apgd import APGD
-from ._moves import best_of_rows, settled, switches
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from .._parameters import GradientParameters
-
-#: Numbers in the rows that are asked about at a time.
-_ELEMENTS = 2**22
 
 
 class CAPGD(APGD):
@@ -89,6 +86,8 @@ class CAPGD(APGD):
     >>> scores[1] < scores[0] < clf.score(X, y)
     True
     """
+
+    changes_categories = True
 
     def __init__(
         self,
@@ -169,21 +168,12 @@ class _Found:
 
 def _switched(batch, z, score, found, rows):
     """Return the best rows with one other category, or those of `z`, and their scores."""
-    ball, result, best = batch.ball, z.clone(), score.clone()
-    here = torch.arange(len(z), device=z.device)
-    for number, (_, values) in enumerate(ball.options):
-        for some in here.split(max(1, _ELEMENTS // max(1, len(values) * z[:1].numel()))):
-            about = some.repeat_interleave(len(values))
-            points = switches(ball, z, number, some).reshape(-1, *z.shape[1:])
-            points = settled(ball.select(about), points)
-            moves = (flat(points) != flat(z)[about]).any(1)
-            points, about = points[moves], about[moves]
-            if len(about) == 0:
-                continue
-            value = found.update(points, rows[about], batch.ask(points, about))
-            first = best_of_rows(value, about)
-            first = first[value[first] > best[about[first]]]
-            result[about[first]], best[about[first]] = points[first], value[first]
+    result, best = z.clone(), score.clone()
+    for points, about in all_switches(batch.ball, z):
+        value = found.update(points, rows[about], batch.victim(batch.ball.asked(points, about)))
+        first = best_of_rows(value, about)
+        first = first[value[first] > best[about[first]]]
+        result[about[first]], best[about[first]] = points[first], value[first]
     return result, best
 
 
@@ -202,7 +192,7 @@ class _Pulled(AttackBatch):
             value = self.value(logits)
             numbers = flat(z)
             violation = relations.violation(torch.where(is_missing(numbers), torch.nan, numbers))
-            logits, _, gradient = self.with_gradient(z, logits, value - violation)
+            logits, _, gradient = self.with_gradient(z, logits, value - violation.sum(1))
         # the row that was asked about violates nothing
         return logits, value.detach(), gradient
 

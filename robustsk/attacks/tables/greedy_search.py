@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..._validation import check_count
+from .._moves import Moves, best_of_rows, random_rows, within
 from ..black_box._search import MARGIN, ask_margins, parts, rounding
 from ..black_box.base import BaseBlackBoxAttack
 from ..noise import Stream
 from ..queries import Queries
-from ._moves import Moves, best_of_rows, random_rows, within
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .._parameters import AttackParameters
 
 #: Columns, and moves of each, that are tried in pairs.
-_PAIRED, _VALUES = 5, 3
+_PAIRED, _VALUES = 5, 2
 #: Share of the questions left that single moves may take; the rest is for moves together.
 _SHARE = 0.6
 #: Costs of moves that are less than this are no less, or what is free would be all that is tried.
@@ -69,7 +69,7 @@ class GreedySearch(BaseBlackBoxAttack):
     ``info["n_changes"]`` is the number of questions that changed the score.
 
     Where the space has `costs`, it is not the lowest margin that is taken but the largest gain per
-    cost, unless a move fools the model.
+    cost, and of what fools the model the cheapest.
 
     References
     ----------
@@ -92,8 +92,8 @@ class GreedySearch(BaseBlackBoxAttack):
     >>> clf = make_pipeline(encoder, RandomForestClassifier(10, random_state=0)).fit(X, y)
     >>> space = FeatureSpace(max_changes=1)
     >>> attack = GreedySearch(clf, eps=1.0, space=space, random_state=0).fit(X)
-    >>> clf.score(X, y), clf.score(attack.generate(X, y), y)
-    (1.0, 0.0)
+    >>> clf.score(X, y), clf.score(attack.generate(X, y), y) < 0.5
+    (1.0, True)
     """
 
     def __init__(
@@ -201,8 +201,8 @@ class _Search:
         self.batch, self.queries = batch, queries
         self._n_changes = batch.info["n_changes"] = torch.zeros_like(queries.count)
         self.best, rows = batch.x.clone(), torch.arange(len(batch.x), device=batch.x.device)
-        self.clean = torch.zeros_like(batch.x.flatten(1).sum(1))
-        self.clean = self.value = self.ask(batch.x, rows)
+        self.clean = _scores(queries, batch.x, rows)
+        self.value = self.clean.clone()
 
     def open(self, rows):
         """Return those of the samples that may and should ask on."""
@@ -210,7 +210,7 @@ class _Search:
 
     def ask(self, points, rows):
         """Return the scores of points about some of the samples."""
-        score = ask_margins(self.queries, points, rows)[1].nan_to_num(nan=-torch.inf)
+        score = _scores(self.queries, points, rows)
         clean = self.clean[rows]
         changed = rows[(score - clean).abs() > rounding(clean)]
         self._n_changes += torch.bincount(changed, minlength=len(self.clean))
@@ -220,6 +220,12 @@ class _Search:
         """Remember what is better."""
         better = value > self.value[rows]
         self.best[rows[better]], self.value[rows[better]] = z[better], value[better]
+
+
+def _scores(queries, points, rows):
+    """Return margins, infinite where a point fools the victim."""
+    score = ask_margins(queries, points, rows)[1]
+    return score.masked_fill(score.isnan(), -torch.inf)
 
 
 class _Step:
@@ -283,9 +289,10 @@ class _Step:
         if self._from is None:
             return score
         cost = self.batch.ball.select(rows).distance(points) - self._from[rows]
-        gain = (score - self._before[rows]) / cost.clamp_min(_CHEAPEST)
-        gain = torch.where(self.improves(score, rows), gain, -torch.inf)
-        return torch.where(score == torch.inf, score, gain)
+        # what fools comes first, and the cheapest of that
+        gain = score.clamp_max(torch.finfo(score.dtype).max ** 0.5) - self._before[rows]
+        gain = gain / cost.clamp_min(_CHEAPEST)
+        return torch.where(self.improves(score, rows), gain, -torch.inf)
 
     def ask_several(self, moves, rows, numbers):
         """Ask about several moves together, as long as questions are left."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -98,147 +99,33 @@ class AutoAttackResult:
         )
 
 
-class AutoAttack(BaseAttack):
-    """Parameter-free ensemble of attacks; the worst case of each sample counts.
+class BaseCascade(BaseAttack):
+    """Base class of the ensembles of attacks, each of which gets what the others have left.
 
-    Each attack runs on the samples that all attacks before it have failed to
-    fool. With ``version="standard"`` these are APGD on cross-entropy, targeted
-    APGD on the difference of logits ratio, targeted FAB and Square: the number
-    that papers report.
-
-    Parameters
-    ----------
-    %(first_parameter)s
-    version : {"standard", "plus", "rand", "fast", "custom"}, default="standard"
-        - "standard": see above; in the 1-norm with 5 restarts of APGD and 5
-          targets.
-        - "plus": six attacks with more restarts, for suspicious models.
-        - "rand": APGD on two objectives with gradients averaged over 20
-          draws, for models that answer at random.
-        - "fast": a cascade at a small part of the cost; see Notes. Report it
-          as "fast", not as AutoAttack.
-        - "custom": the attacks in `attacks`.
-    attacks : list of attacks or of (name, attack) pairs, default=None
-        What ``version="custom"`` runs, in this order. The threat model of
-        these attacks is overridden by that of this one.
-    individual : bool, default=False
-        Whether every attack runs on all samples, so that the log shows what
-        each would achieve alone.
-    audit : int, default=0
-        In the fast version, number of randomly chosen survivors on which the
-        standard attacks are run after all.
-    state_path : str or path-like, default=None
-        File in which `evaluate` and `generate` keep what has been achieved. A
-        run that was interrupted continues from there if model, data and
-        parameters are the same.
-    %(shared_parameters)s
-
-    %(shared_attributes)s
-
-    Notes
-    -----
-    With fewer than four classes (three without a target) the difference of
-    logits ratio does not exist and the margin takes its place.
-
-    The fast version orders attacks by what they break per gradient: a short
-    untargeted margin ascent; targeted margins against the three most likely
-    classes (the idea of the minimum-margin attack); restarts from spread
-    starting points on the survivors closest to the border, fewer and fewer of
-    them (adaptive auto attack), alternating between the margins of logits and
-    of probabilities; targeted APGD on the closest ones; and finally a sample
-    of the survivors is attacked by FAB and Square. If these still find
-    something, or gradients vanish, it warns and runs the standard attacks on
-    all survivors.
-
-    ``info["stage"]`` is the index of the attack that succeeded, or -1.
-
-    References
-    ----------
-    Croce and Hein (2020), "Reliable evaluation of adversarial robustness with
-    an ensemble of diverse parameter-free attacks"; Croce and Hein (2021),
-    "Mind the box: l1-APGD for sparse adversarial attacks on image
-    classifiers". For the fast version: Gao et al. (2022), "Fast and reliable
-    evaluation of adversarial robustness with minimum-margin attack"; Liu et
-    al. (2022), "Practical evaluation of adversarial robustness via adaptive
-    auto attack"; Xie et al. (2024), "Towards million-scale adversarial
-    robustness evaluation with stronger individual attacks"; Tashiro, Song and
-    Ermon (2020), "Diversity can be transferred: output diversification for
-    white- and black-box attacks".
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.linear_model import LogisticRegression
-    >>> from robustsk import AutoAttack
-    >>> X, y = load_iris(return_X_y=True)
-    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
-    >>> attack = AutoAttack(clf, eps=0.3, version="fast", random_state=0).fit(X)
-    >>> result = attack.evaluate(X, y)
-    >>> bool(result.robust_accuracy < result.clean_accuracy)
-    True
+    Subclasses define `version` and `_stages`.
     """
+
+    #: Effort goes to the samples that are closest to the border.
+    whole_runs = True
+
+    #: What the result is called.
+    version = ""
 
     def __init__(
         self,
         estimator: Any = None,
         *,
-        version: str = "standard",
-        attacks: Sequence[BaseAttack | tuple[str, BaseAttack]] | None = None,
         individual: bool = False,
-        audit: int = 0,
         state_path: str | os.PathLike | None = None,
         **common: Unpack[AttackParameters],
     ):
         super().__init__(estimator, **common)
-        self.version = version
-        self.attacks = attacks
         self.individual = individual
-        self.audit = audit
         self.state_path = state_path
 
-    #: Effort goes to the samples that are closest to the border.
-    whole_runs = True
-
-    @property
-    def remark(self):
-        """What whoever reads a report must know about the result."""
-        if self.version != "fast":
-            return None
-        return "a cheaper cascade than the AutoAttack of the literature"
-
-    # --- what is run -----------------------------------------------------------------
-
+    @abstractmethod
     def _stages(self, n_classes):
-        norm = check_norm(self.norm, self.supported_norms)
-        if self.version not in VERSIONS:
-            raise ValueError(f"version must be one of {VERSIONS}, got {self.version!r}.")
-        if (self.attacks is None) == (self.version == "custom"):
-            raise ValueError(
-                f"version={self.version!r} and attacks={self.attacks!r}: attacks are given if and "
-                "only if version is 'custom'."
-            )
-        if self.version == "custom":
-            return custom_stages(self.attacks)
-        stages = {
-            "standard": standard_stages,
-            "plus": plus_stages,
-            "rand": rand_stages,
-            "fast": fast_stages,
-        }[self.version]
-        found = stages(norm, n_classes)
-        if self.version == "fast" and self.audit:
-            audit = AutoAttack(version="standard")
-            found.append(Stage("audit", audit, sample=check_count(self.audit, "audit")))
-        return found
-
-    @property
-    def access(self):
-        """What is needed of the victim: the most that one of the attacks needs."""
-        if self.version != "custom" or self.attacks is None:
-            return "gradients"
-        needed = {stage.attack.access for stage in custom_stages(self.attacks)}
-        order = (ACCESS[0], STRAIGHT_THROUGH, *ACCESS[1:])
-        return next(access for access in order if access in needed)
+        """Return what is run on a model with so many classes, a list of Stage."""
 
     # --- the cascade -----------------------------------------------------------------
 
@@ -390,7 +277,9 @@ class AutoAttack(BaseAttack):
         info : dict of str to torch.Tensor
         """
         if isinstance(trace, str):
-            raise ValueError(f"return_info={trace!r}: ask the attacks of AutoAttack one by one.")
+            raise ValueError(
+                f"return_info={trace!r}: ask the attacks of {type(self).__name__} one by one."
+            )
         if len(x) == 0:
             return x.detach().clone(), {}
         values, victim = x.detach().cpu().numpy(), prepared.victim
@@ -409,7 +298,9 @@ class AutoAttack(BaseAttack):
         return torch.from_numpy(state.X_adv).to(x), {"stage": torch.from_numpy(state.stage)}
 
     def _attack_batch(self, batch):
-        raise TypeError("AutoAttack is a whole evaluation and cannot be part of another attack.")
+        raise TypeError(
+            f"{type(self).__name__} is a whole evaluation and cannot be part of another attack."
+        )
 
     def _run(self, prepared):
         X, victim, batches = prepared.X, prepared.victim, prepared.batches
@@ -436,10 +327,14 @@ class AutoAttack(BaseAttack):
         def attack_rows(attack, number, rows):
             given = {} if target is None else dict.fromkeys(attack.target_parameters)
             attack = attack._with(**settings, **given, random_state=seed + number)
-            part = prepared.take(rows).by(
-                attack,
-                index=index[rows],
-                target=None if target is None else target[rows],
+            part = (
+                self._prepared_for(attack, prepared)
+                .take(rows)
+                .by(
+                    attack,
+                    index=index[rows],
+                    target=None if target is None else target[rows],
+                )
             )
             found, _ = part.attack.run(part, keep="first")
             with prepared.seeded():
@@ -460,6 +355,10 @@ class AutoAttack(BaseAttack):
                     stages = self._checked(stages, prepared, index, n_classes)
             self._cascade(stages, attack_rows, seed, state, seen, n_classes, batches.first)
         return state
+
+    def _prepared_for(self, attack, prepared):
+        """Return the run as an attack is to have it."""
+        return prepared
 
     def _chosen_targets(self, X, index, victim, seed, batches):
         """Return the class to reach for every sample, decided on the clean predictions."""
@@ -553,3 +452,139 @@ class AutoAttack(BaseAttack):
         if self.version == "fast":
             return standard_stages(check_norm(self.norm, self.supported_norms), n_classes)
         return stages
+
+
+class AutoAttack(BaseCascade):
+    """Parameter-free ensemble of attacks; the worst case of each sample counts.
+
+    Each attack runs on the samples that all attacks before it have failed to
+    fool. With ``version="standard"`` these are APGD on cross-entropy, targeted
+    APGD on the difference of logits ratio, targeted FAB and Square: the number
+    that papers report.
+
+    Parameters
+    ----------
+    %(first_parameter)s
+    version : {"standard", "plus", "rand", "fast", "custom"}, default="standard"
+        - "standard": see above; in the 1-norm with 5 restarts of APGD and 5
+          targets.
+        - "plus": six attacks with more restarts, for suspicious models.
+        - "rand": APGD on two objectives with gradients averaged over 20
+          draws, for models that answer at random.
+        - "fast": a cascade at a small part of the cost; see Notes. Report it
+          as "fast", not as AutoAttack.
+        - "custom": the attacks in `attacks`.
+    attacks : list of attacks or of (name, attack) pairs, default=None
+        What ``version="custom"`` runs, in this order. The threat model of
+        these attacks is overridden by that of this one.
+    individual : bool, default=False
+        Whether every attack runs on all samples, so that the log shows what
+        each would achieve alone.
+    audit : int, default=0
+        In the fast version, number of randomly chosen survivors on which the
+        standard attacks are run after all.
+    state_path : str or path-like, default=None
+        File in which `evaluate` and `generate` keep what has been achieved. A
+        run that was interrupted continues from there if model, data and
+        parameters are the same.
+    %(shared_parameters)s
+
+    %(shared_attributes)s
+
+    Notes
+    -----
+    With fewer than four classes (three without a target) the difference of
+    logits ratio does not exist and the margin takes its place.
+
+    The fast version orders attacks by what they break per gradient: a short
+    untargeted margin ascent; targeted margins against the three most likely
+    classes (the idea of the minimum-margin attack); restarts from spread
+    starting points on the survivors closest to the border, fewer and fewer of
+    them (adaptive auto attack), alternating between the margins of logits and
+    of probabilities; targeted APGD on the closest ones; and finally a sample
+    of the survivors is attacked by FAB and Square. If these still find
+    something, or gradients vanish, it warns and runs the standard attacks on
+    all survivors.
+
+    ``info["stage"]`` is the index of the attack that succeeded, or -1.
+
+    References
+    ----------
+    Croce and Hein (2020), "Reliable evaluation of adversarial robustness with
+    an ensemble of diverse parameter-free attacks"; Croce and Hein (2021),
+    "Mind the box: l1-APGD for sparse adversarial attacks on image
+    classifiers". For the fast version: Gao et al. (2022), "Fast and reliable
+    evaluation of adversarial robustness with minimum-margin attack"; Liu et
+    al. (2022), "Practical evaluation of adversarial robustness via adaptive
+    auto attack"; Xie et al. (2024), "Towards million-scale adversarial
+    robustness evaluation with stronger individual attacks"; Tashiro, Song and
+    Ermon (2020), "Diversity can be transferred: output diversification for
+    white- and black-box attacks".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from robustsk import AutoAttack
+    >>> X, y = load_iris(return_X_y=True)
+    >>> clf = LogisticRegression(max_iter=1000).fit(X, y)
+    >>> attack = AutoAttack(clf, eps=0.3, version="fast", random_state=0).fit(X)
+    >>> result = attack.evaluate(X, y)
+    >>> bool(result.robust_accuracy < result.clean_accuracy)
+    True
+    """
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        version: str = "standard",
+        attacks: Sequence[BaseAttack | tuple[str, BaseAttack]] | None = None,
+        individual: bool = False,
+        audit: int = 0,
+        state_path: str | os.PathLike | None = None,
+        **common: Unpack[AttackParameters],
+    ):
+        super().__init__(estimator, individual=individual, state_path=state_path, **common)
+        self.version = version
+        self.attacks = attacks
+        self.audit = audit
+
+    @property
+    def remark(self):
+        """What whoever reads a report must know about the result."""
+        if self.version != "fast":
+            return None
+        return "a cheaper cascade than the AutoAttack of the literature"
+
+    def _stages(self, n_classes):
+        norm = check_norm(self.norm, self.supported_norms)
+        if self.version not in VERSIONS:
+            raise ValueError(f"version must be one of {VERSIONS}, got {self.version!r}.")
+        if (self.attacks is None) == (self.version == "custom"):
+            raise ValueError(
+                f"version={self.version!r} and attacks={self.attacks!r}: attacks are given if and "
+                "only if version is 'custom'."
+            )
+        if self.version == "custom":
+            return custom_stages(self.attacks)
+        stages = {
+            "standard": standard_stages,
+            "plus": plus_stages,
+            "rand": rand_stages,
+            "fast": fast_stages,
+        }[self.version]
+        found = stages(norm, n_classes)
+        if self.version == "fast" and self.audit:
+            audit = AutoAttack(version="standard")
+            found.append(Stage("audit", audit, sample=check_count(self.audit, "audit")))
+        return found
+
+    @property
+    def access(self):
+        """What is needed of the victim: the most that one of the attacks needs."""
+        if self.version != "custom" or self.attacks is None:
+            return "gradients"
+        needed = {stage.attack.access for stage in custom_stages(self.attacks)}
+        order = (ACCESS[0], STRAIGHT_THROUGH, *ACCESS[1:])
+        return next(access for access in order if access in needed)

@@ -86,6 +86,11 @@ class BaseWrapper(BaseAttack):
         """Whether the attack inside looks for the closest adversarial example."""
         return self._resolved()._inner.minimal
 
+    @property
+    def changes_categories(self):
+        """Whether the attack inside changes the categories of tables."""
+        return self._resolved()._inner.changes_categories
+
     def _resolve_objective(self, objective):
         return self._inner._resolve_objective(objective)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..._tensors import flat
-from ..noise import Stream
+from .._tensors import flat
+from .noise import Stream
 
 #: All of so many values on a grid are tried, of more only some.
 _FEW = 21
+#: Numbers in the rows that are made at a time.
+_ELEMENTS = 2**22
 
 
 class Moves:
@@ -97,7 +99,7 @@ class Moves:
         return points, rows, slots, kinds, levels[number, kinds]
 
     def _of_options(self, n_features):
-        for number, (places, values) in enumerate(self._options):
+        for number, (_, values) in enumerate(self._options):
             rows, slots = ((self._units == n_features + number) & self._tried).nonzero(
                 as_tuple=True
             )
@@ -107,7 +109,7 @@ class Moves:
             yield points, rows, slots, kinds, torch.zeros_like(rows)
 
     def spread(self, values, filling):
-        """Return one value for each move, shape (n, n_slots, width); `filling` where there is none."""
+        """Return a table of a value for each move, `filling` elsewhere, (n, n_slots, width)."""
         table = torch.full((*self._units.shape, self._width), filling).to(values)
         table[self.rows, self._slots, self._kinds] = values
         return table
@@ -162,6 +164,33 @@ def switches(ball, z, number, rows):
     points = points.repeat_interleave(len(values), 0)
     points[:, places] = values.repeat(len(rows), 1)
     return points
+
+
+def all_switches(ball, z):
+    """Yield the rows that have one other category than those of `z`, and which each is about.
+
+    Parameters
+    ----------
+    ball : Ball
+        There are none if it is not one of a table.
+    z : torch.Tensor of shape (n, ...)
+        Rows of the space.
+
+    Yields
+    ------
+    points : torch.Tensor of shape (m, ...)
+    about : torch.Tensor of int64 of shape (m,)
+        In ascending order.
+    """
+    here = torch.arange(len(z), device=z.device)
+    for number, (_, values) in enumerate(ball.options if ball.is_table and len(z) else ()):
+        for some in here.split(max(1, _ELEMENTS // max(1, len(values) * z[:1].numel()))):
+            about = some.repeat_interleave(len(values))
+            points = switches(ball, z, number, some).reshape(len(about), *z.shape[1:])
+            points = settled(ball.select(about), points)
+            moves = (points.flatten(1) != flat(z)[about]).any(1)
+            if bool(moves.any()):
+                yield points[moves], about[moves]
 
 
 def best_of_rows(score, rows):

@@ -415,7 +415,11 @@ def score_adversarial(
     >>> hit > score_adversarial(clf, X, y, attack, scoring="balanced_accuracy")
     True
     """
-    return scored(estimator, X, y, attack, scoring, attack_classes, sample_weight)
+    if scoring is not None:
+        return scored(estimator, X, y, attack, scoring, attack_classes, sample_weight)
+    run, y_true = prepare(estimator, X, y, attack)
+    chosen = chosen_samples(attack_classes, y_true, run.victim.classes)
+    return _share(play(run, estimator, X, y_true, chosen=chosen).robust, sample_weight)
 
 
 def scored(estimator, X, y, attack, scoring, attack_classes, sample_weight, known=None):

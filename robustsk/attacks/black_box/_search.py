@@ -149,7 +149,9 @@ class Search:
         m, sample_ndim = len(self), self.batch.x.ndim - 1
         k = z.shape[1] if z.ndim > sample_ndim + 1 else 1
         points = z.reshape(m * k, *z.shape[z.ndim - sample_ndim :])
-        value, score = self._margins(points, k)
+        self.left -= k
+        rows = self._rows if k == 1 else self._rows.repeat_interleave(k)
+        value, score = ask_margins(self.queries, points, rows)
         chosen = None
         if k > 1:
             score, which = score.reshape(m, k).max(1)
@@ -174,15 +176,10 @@ class Search:
         flat = self.best.flatten(1)
         before = flat.gather(1, where)
         flat.scatter_(1, where, values)
-        better = self._improve(self._margins(self.best, 1)[1])
+        self.left -= 1
+        better = self._improve(ask_margins(self.queries, self.best, self._rows)[1])
         before[better] = values[better]
         flat.scatter_(1, where, before)
-
-    def _margins(self, points, k):
-        """Ask `k` questions per sample; return the margins, and infinity where one fools."""
-        rows = self._rows if k == 1 else self._rows.repeat_interleave(k)
-        self.left -= k
-        return ask_margins(self.queries, points, rows)
 
     def _improve(self, score):
         """Return the samples whose `score` is the highest so far, and remember it."""

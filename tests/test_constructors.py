@@ -177,6 +177,7 @@ def transposed(name):
     return name[: middle - 1] + name[middle] + name[middle - 1] + name[middle + 1 :]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", [*ATTACKS, *DEFENSES])
 def test_a_mistyped_parameter(cls):
     for name in parameters_of(cls.__init__):
@@ -235,6 +236,7 @@ def test_a_parameter_may_have_the_name_of_what_the_base_refuses():
     assert clone(Own(unknown=2)).unknown == 2
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", DEFENSES)
 def test_a_parameter_of_the_adversary(cls):
     for name in cls().default_adversary().get_params(deep=False):
@@ -243,6 +245,7 @@ def test_a_parameter_of_the_adversary(cls):
             assert message(cls, name) == said
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", DEFENSES)
 def test_a_mistyped_prefix(cls):
     for name in ("advresary__eps", "attack__eps", "adversary_eps"):

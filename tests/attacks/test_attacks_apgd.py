@@ -321,6 +321,7 @@ def test_stronger_than_pgd_with_as_many_gradients(images):
         assert found <= plain + 1, parameters
 
 
+@pytest.mark.dealt
 @each_norm
 def test_a_radius_per_feature(norm):
     # nothing but the features with a radius moves, each no further than its own

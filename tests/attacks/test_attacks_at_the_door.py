@@ -327,6 +327,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_inference_mode_is_no_hindrance(attack):
     X, net = UNIT[:6], linear()
@@ -353,6 +354,7 @@ class Drawing(nn.Module):
         return self.net(nn.functional.dropout(x, 0.3, training=True))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 @pytest.mark.filterwarnings("ignore:Drawing answers")
 def test_a_module_that_draws(attack):

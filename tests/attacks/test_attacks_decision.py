@@ -61,6 +61,7 @@ def exact_distance(model, X, norm):
 # --- closed forms and brute force ----------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("cls", "norm", "slack"),
     [
@@ -133,6 +134,7 @@ def relu_net():
     return net.eval()
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("cls", "norm"),
     [
@@ -194,6 +196,7 @@ def test_step_along_the_border_solves_its_programme(norm, boxed, radius):
 # --- labels only ---------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("budget", [1, 2, 7, 40, 333])
 @pytest.mark.parametrize(("cls", "norm"), LABELS_ONLY)
 def test_nothing_but_predict_and_never_too_often(cls, norm, budget, linear):
@@ -217,6 +220,7 @@ def test_nothing_but_predict_and_never_too_often(cls, norm, budget, linear):
     assert_array_equal(X_adv[~found], X[:20][~found])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("cls", "norm"), EVERY)
 def test_distance_never_grows(cls, norm, linear, monkeypatch):
     X, _, model = linear

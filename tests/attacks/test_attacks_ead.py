@@ -68,7 +68,7 @@ def test_fewer_features_change_the_larger_beta(linear):
     net, X, y = linear
     changed, lengths = [], []
     for beta in (0.0, 1.0, 10.0):
-        attack = EAD(net, clip=(0, 1), beta=beta, n_steps=60, n_binary_steps=5)
+        attack = EAD(net, clip=(0, 1), beta=beta, n_steps=40, n_binary_steps=4)
         X_adv, info = attack.generate(X, y, return_info=True)
         assert np.all(np.isfinite(info["distance"]))
         changed.append(np.mean(X_adv != X))
@@ -126,6 +126,7 @@ def test_confidence_and_target(linear):
     assert np.all(reached - z.max(1) >= 0.7 - 1e-9)
 
 
+@pytest.mark.slow
 def test_radius_per_feature(linear):
     net, X, y = linear
     eps = np.array([1.0, 0.1, 0.0, 3.0, 1.0, 0.5, 0.0, 1.0, 2.0, 1.0])

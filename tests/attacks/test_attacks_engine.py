@@ -135,6 +135,7 @@ def run(module, x, engine):
     return logits.detach(), gradient
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_view_computes_what_the_module_computes(network, dtype):
     module, _ = network
@@ -156,6 +157,7 @@ def test_what_can_be_folded_is_found(network):
     assert all(isinstance(norm, nn.modules.batchnorm._BatchNorm) for _, norm in pairs)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("engine", [Engine(), Engine("bf16")])
 def test_a_view_leaves_nothing_behind(network, engine):
     module, _ = network

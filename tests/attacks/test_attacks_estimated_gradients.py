@@ -244,6 +244,7 @@ def digits():
     return X[::2], y[::2], X[1::40], y[1::40]
 
 
+@pytest.mark.dealt
 @every
 @pytest.mark.parametrize(
     "model",

@@ -244,6 +244,7 @@ def test_linear_model_in_a_box(norm, n_targets):
     assert_array_equal(x_adv[~found], x[~found])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", NORMS)
 def test_radius_per_feature_and_frozen_features(norm):
     net, x = linear(6, 3, seed=1), samples(20, 6)

@@ -368,6 +368,7 @@ def test_first_stops_working_on_fooled_samples(table):
     assert len(recorder.inputs) < 20
 
 
+@pytest.mark.dealt
 @each_norm
 @pytest.mark.parametrize("cls", [PGD, MIM, BIM])
 def test_compaction_changes_nothing(cls, norm, table, monkeypatch):
@@ -490,6 +491,7 @@ def each_model_and_setting():
     return pairs
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("name", "cls", "parameters"), each_model_and_setting())
 def test_score_and_generate_agree(models, name, cls, parameters, table):
     model = models[name]

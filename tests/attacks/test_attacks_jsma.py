@@ -183,6 +183,7 @@ def brute_force(a, b, allowed, new, left):
     return np.max(np.where(fits, rise * fall, -np.inf))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["independent", "opposed", "alike"])
 @pytest.mark.parametrize("d", [2, 16, 300])
 def test_best_pair(d, kind):

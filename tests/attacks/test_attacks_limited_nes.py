@@ -111,6 +111,7 @@ class Hiding(nn.Module):
         return rest.expand(p.shape).scatter(1, top, seen).log()
 
 
+@pytest.mark.dealt
 @both
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("target", [None, "random"])
@@ -216,6 +217,7 @@ def test_labels_under_noise_lead_across_the_border():
 # --- what comes back -----------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @both
 @pytest.mark.parametrize("norm", [np.inf, 2])
 def test_distance_to_a_plane(cls, norm):

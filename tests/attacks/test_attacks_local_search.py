@@ -172,6 +172,7 @@ def test_questions_are_counted_and_lie_in_the_ball(norm, images):
     assert_array_equal(info["n_queries"][wrong], 1)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", [np.inf, 2, 1])
 def test_more_rounds_never_give_less(norm, images):
     x, y = torch.tensor(images.X[:20]), torch.tensor(images.y[:20])

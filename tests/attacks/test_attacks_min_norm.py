@@ -383,6 +383,7 @@ def test_gap_is_zero_at_the_minimum_only():
 # --- conflict-averse -----------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", ["plain", "aligned", "nearly equal"])
 @pytest.mark.parametrize("alpha", [0.1, 0.5])
 def test_conflict_averse_against_sequential_programming(kind, alpha):

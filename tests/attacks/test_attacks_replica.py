@@ -407,6 +407,7 @@ def seen(victim, x, engine=None):
     return logits.detach(), gradient
 
 
+@pytest.mark.dealt
 @every_network
 def test_a_replica_computes_the_same_and_leaves_the_model_alone(make, kind):
     module = made(make, training=kind is not Original)

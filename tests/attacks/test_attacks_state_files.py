@@ -199,6 +199,7 @@ TAMPERED = {
 }
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("how", TAMPERED)
 def test_examples_in_a_file_are_asked_again(path, how):
     attacks = [PGD(n_steps=1), PGD(n_steps=4), PGD(n_steps=9)]

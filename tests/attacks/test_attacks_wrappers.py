@@ -49,6 +49,7 @@ def mean_accuracy(net, X, y, n=50):
         return np.mean([(net(torch.tensor(X)).argmax(1).numpy() == y).mean() for _ in range(n)])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("n_draws", [1, 3])
 @pytest.mark.parametrize("norm", [np.inf, 2])
 def test_average_of_equals(images, norm, n_draws):
@@ -168,6 +169,7 @@ BLACK_BOX = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", BLACK_BOX)
 def test_black_boxes_are_averaged_too(table, cls):
     # what asks for scores inside is given mean scores

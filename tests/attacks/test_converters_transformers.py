@@ -299,6 +299,7 @@ FLAT = [
 ]
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("transformer", FLAT, ids=lambda t: repr(t)[:60].replace("\n", ""))
 def test_steps_without_a_gradient_are_exact(transformer):
     X = np.round(rows_of(), 0 if hasattr(transformer, "categories") else 1)

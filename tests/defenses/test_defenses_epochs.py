@@ -30,6 +30,7 @@ def fit(kind, **options):
     return kind(random_state=0, **{**given, **options}).fit(X, Y)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("options", [{}, {"train_split": None}, {"callbacks": [EpsWarmup(1)]}])
 def test_the_history_is_the_same(options):
     late, prompt = fit(Late, **options), fit(PGDATClassifier, **options)
@@ -78,6 +79,7 @@ class Breaking(nn.CrossEntropyLoss):
         return super().forward(logits, y) * (float("nan") if Breaking.count > self.after else 1)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("kind", [Late, PGDATClassifier])
 @pytest.mark.parametrize(("after", "epoch", "batch"), [(0, 2, 1), (4, 2, 5), (9, 3, 3)])
 def test_divergence_leaves_the_weights_of_the_last_good_epoch(kind, after, epoch, batch):

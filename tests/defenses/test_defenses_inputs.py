@@ -320,6 +320,7 @@ def test_sparse_data_that_would_not_fit_into_memory(make, monkeypatch):
         make(StandardClassifier).fit(X, [0, 1] * 5)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("dtype", [">f8", ">f4", "longdouble", "float16", "uint16", ">i4"])
 def test_numbers_of_any_make(make, data, dtype):
     X, y = data

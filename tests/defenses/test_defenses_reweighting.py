@@ -224,6 +224,7 @@ def test_steps_in_the_history(table, loss):
     assert found[0] < found[1] < found[2] == 3
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("loss", "plain"),
     [("ce", PGDATClassifier), ("trades", TRADESClassifier), ("mart", MARTClassifier)],

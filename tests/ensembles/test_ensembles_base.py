@@ -68,6 +68,7 @@ def test_the_mean_names_its_members():
     assert get_members(MeanEnsemble(members)) == members
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", ENSEMBLES)
 def test_order_of_the_members_does_not_matter(cls, data):
     X, y = data
@@ -127,6 +128,7 @@ def test_prediction_entropy(data):
 # --- members as classifiers ----------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", ENSEMBLES)
 def test_members_as_classifiers(cls, data):
     X, y = data[0], NAMES[data[1]]
@@ -222,6 +224,7 @@ def test_members_of_an_unfitted_ensemble():
 # --- joining -------------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", ENSEMBLES)
 def test_joining(cls, data):
     X, y = data[0], NAMES[data[1]]

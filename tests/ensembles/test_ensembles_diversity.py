@@ -192,6 +192,7 @@ def test_adversarial_training_of_a_single_member(batch, cls):
     assert_allclose(loss_of(clf, x, clf.craft(*tensors(x, y)), y), expected)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", ALL)
 def test_adversarial_examples_make_a_difference(table, cls):
     plain, robust = (fit(cls, table, adversarial=a).members_[0] for a in (False, True))
@@ -452,6 +453,7 @@ def test_of_equal_samples_each_is_its_own_partner():
     assert torch.equal(x[partners(x, 0)], x)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("cls", ALL)
 def test_weights_are_repetitions(table, cls):
     X, y = (v[:12] for v in table)

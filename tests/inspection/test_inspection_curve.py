@@ -91,6 +91,7 @@ class Waves(nn.Module):
         return torch.stack([wave, -wave], dim=1)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_monotone_even_for_an_attack_that_is_not(norm):
     with torch.no_grad():

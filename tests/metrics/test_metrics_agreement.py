@@ -176,6 +176,7 @@ def test_equals_on_digits_whatever_the_batch_size(batch_size):
     assert score_adversarial(clf, X, y, attack) == expected
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", MODELS)
 def test_eps_zero_is_clean_accuracy(models, name):
     X, y = iris()
@@ -185,6 +186,7 @@ def test_eps_zero_is_clean_accuracy(models, name):
         assert score_adversarial(model, X, y, attack) == accuracy_score(y, predict(model, X))
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", MODELS)
 def test_everything_tells_the_same_story(models, name):
     X, y = iris()

@@ -42,6 +42,7 @@ def test_ends_are_exact():
         assert clopper_pearson_interval(n, n) == (pytest.approx(0.025 ** (1 / n)), 1.0)
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("n", [20, 200])
 def test_coverage_is_at_least_nominal(n, p):

@@ -179,6 +179,7 @@ def test_string_labels(clf, convert):
     )
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("labels", [[-1, 1], ["no", "yes"], [False, True], [3, 7]])
 @pytest.mark.parametrize("model", ["logistic", "robustsk"])
 def test_two_classes(labels, model):
@@ -347,6 +348,7 @@ def test_class_for_estimator():
 # --- success rate and its relatives ------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("C", [1e-3, 1.0])
 @pytest.mark.parametrize("eps", [0.0, 0.2, 0.5, 2.0])
 def test_success_rate_identities(C, eps):
@@ -396,6 +398,7 @@ def test_robust_accuracy_reads_well(clf):
 # --- boundary error --------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("eps", [0.0, 0.3, 5.0])
 def test_robust_error_is_natural_and_boundary_error(c, eps):

@@ -60,6 +60,7 @@ def hardest(clf, rows=True, sign=1):
 # --- which score ---------------------------------------------------------------------
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("name", OF_LABELS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_scores_of_labels_are_those_of_the_outcome(clf, name, weighted):

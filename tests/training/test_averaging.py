@@ -86,6 +86,7 @@ def test_after_one_step_it_is_the_weights(data):
     assert_array_equal(weights(clf), raw[0])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(("start", "first"), [(None, 3), (0.5, 2), (0.0, 0), (1.0, 4)])
 def test_stochastic_weight_averaging(data, start, first):
     raw, _ = raw_path(data)

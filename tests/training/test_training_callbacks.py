@@ -236,6 +236,7 @@ class Reached(Callback):
 STEEP = {"n_steps": 2, "random_start": "none"}
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     ("adversary", "full"),
     [

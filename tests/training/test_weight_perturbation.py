@@ -271,6 +271,7 @@ def test_a_warm_up_that_never_ends_is_the_base_method(cls, data):
     np.testing.assert_array_equal(proba(same, data[0]), proba(base, data[0]))
 
 
+@pytest.mark.dealt
 @one_of_each(*TRAINING, *NETWORK)
 def test_goes_with_every_defence(cls, data):
     params = {"weight_perturbation": AWP(gamma=0.02), **epochs(cls, 5), **SMALL}

@@ -97,7 +97,7 @@ def test_examples_are_in_the_style_of_the_package(checkout):
 
 
 def test_examples_keep_the_promises(checkout):
-    """Those about goals, and all that is said about defences, names and documentation."""
+    """Some of those about goals and defences, and all about names and documentation."""
     paths = ["tests/test_package.py", "tests/test_constructors.py"]
     paths += ["tests/attacks/test_*promises*goals*.py", "tests/defenses/test_defenses_common.py"]
     assert run_tests(checkout, paths, " or ".join(NAMES)) > 20

@@ -132,6 +132,7 @@ class TestDistance:
         assert np.all(info["distance"] >= np.array(bound) * (1 - 1e-9))
         assert np.median(info["distance"] / bound) < 1.2
 
+    @pytest.mark.slow
     @in_one
     def test_network_against_a_grid(self, norm, plane):
         net, X = plane

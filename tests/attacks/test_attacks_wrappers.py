@@ -92,6 +92,7 @@ def test_gradient_and_prediction_are_means(images, average):
     assert_allclose(logits.softmax(1).numpy(), probabilities.detach().numpy(), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_random_layer_is_attacked_on_average(images):
     net = nn.Sequential(Noise(0.3), copy.deepcopy(images.net)).eval()
     X, y = images.X[:100], images.y[:100]

@@ -52,6 +52,7 @@ def test_more_classes_than_dimensions_hold(n_classes, n_features, best):
     assert inner[~np.eye(n_classes, dtype=bool)].max() == pytest.approx(best, abs=0.01)
 
 
+@pytest.mark.slow
 def test_finding_centers_is_deterministic_and_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     with torch.no_grad():

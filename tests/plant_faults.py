@@ -193,7 +193,7 @@ FAULTS = (
         "an object that knows its network runs the original",
         "            raise Foreign\n        return func(*args, **kwargs)",
         "            self.is_touched = False\n        return func(*args, **kwargs)",
-        ("test_*replica.py", "-k object"),
+        ("test_*replica.py", "-k neither"),
     ),
     Fault(
         "two threads share one replica",

@@ -120,11 +120,12 @@ def in_order(values, names, what):
     """
     if what == "mask" and isinstance(values, str):
         values = [values]
-    if isinstance(values, Mapping):
-        return _by_name(values, names, what)
     if what == "mask" and _are_names(values):
-        return _named(values, names, what)
-    if hasattr(values, "columns"):
+        values = dict.fromkeys(values, True)
+    is_dict = isinstance(values, Mapping)
+    if is_dict:
+        labels, numbers = list(values), list(values.values())
+    elif hasattr(values, "columns"):
         if len(values) != 1:
             raise ValueError(
                 f"{what} is a table with {len(values)} rows: give one value per column, in one "
@@ -135,36 +136,23 @@ def in_order(values, names, what):
         labels, numbers = list(values.index), np.asarray(values)
     else:
         return values
-    if labels == list(range(len(labels))):
+    if not is_dict and labels == list(range(len(labels))):
         return numbers
     if names is None:
         raise ValueError(
             f"{what} has values for {labels[:10]}, and the columns of X have no names: pass X as a "
             f"DataFrame, or {what} as an array in the order of the columns."
         )
-    _check_known(labels, names, what)
-    missing = [name for name in names if name not in labels]
-    if missing or len(labels) != len(names):
+    check_known(labels, names, what)
+    by_name = dict(zip(labels, numbers, strict=True))
+    missing = [name for name in names if name not in by_name]
+    # what a dict does not name stays as it is; a range has no such value
+    is_partial = is_dict and what != "clip"
+    if (missing and not is_partial) or len(labels) > len(names):
         raise ValueError(
             f"{what} must have one value for each column of X: {missing[:10]} have no value."
         )
-    return numbers[[labels.index(name) for name in names]]
-
-
-def _by_name(values, names, what):
-    """Return the values of a dict in the order of the columns; 0 for those it does not name."""
-    if names is None:
-        raise ValueError(
-            f"{what} has values for {list(values)[:10]}, and the columns of X have no names: pass "
-            f"X as a DataFrame, or {what} as an array in the order of the columns."
-        )
-    _check_known(values, names, what)
-    missing = [name for name in names if name not in values]
-    if missing and what == "clip":
-        raise ValueError(
-            f"{what} must have one value for each column of X: {missing[:10]} have no value."
-        )
-    return np.array([values.get(name, 0) for name in names])
+    return np.array([by_name.get(name, False if what == "mask" else 0) for name in names])
 
 
 def _are_names(values):
@@ -175,26 +163,20 @@ def _are_names(values):
     )
 
 
-def _named(values, names, what):
-    """Return which columns are named, shape (n_features,)."""
-    if names is None:
-        raise ValueError(
-            f"{what} names the columns {list(values)[:10]}, and those of X have no names: pass X "
-            "as a DataFrame, or one boolean for each column."
-        )
-    _check_known(values, names, what)
-    return np.isin(np.array(names, dtype=object), list(values))
-
-
-def _check_known(labels, names, what):
+def check_known(labels, names, what):
+    """Raise if some of `labels` are not among the names of the columns."""
     unknown = [label for label in labels if label not in names]
     if unknown:
-        close = difflib.get_close_matches(str(unknown[0]), [str(name) for name in names], n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(
-            f"{what} names columns that X does not have: {unknown[:10]}.{hint} X has "
-            f"{list(names)[:20]}."
+            f"{what} names columns that X does not have: {unknown[:10]}."
+            f"{did_you_mean(unknown[0], names)} X has {list(names)[:20]}."
         )
+
+
+def did_you_mean(name, names):
+    """Return a question for whoever has mistyped a name, empty if none is like it."""
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 #: What scikit-learn calls estimators that do not answer with classes.

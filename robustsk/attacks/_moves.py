@@ -193,13 +193,21 @@ def all_switches(ball, z):
                 yield points[moves], about[moves]
 
 
-def best_of_rows(score, rows):
-    """Return the place of the highest score of each row that there is, shape (n_distinct,)."""
+def best_of_rows(score, rows, above=None):
+    """Return the place of the highest score of each row that there is, shape (n_distinct,).
+
+    Parameters
+    ----------
+    score, rows : torch.Tensor of shape (m,)
+    above : torch.Tensor of shape (n,), optional
+        Scores of the rows that are to be beaten; where they are not, there is no place.
+    """
     order = score.argsort(descending=True, stable=True)
     order = order[rows[order].argsort(stable=True)]
     first = torch.ones_like(order, dtype=torch.bool)
     first[1:] = rows[order][1:] != rows[order][:-1]
-    return order[first]
+    order = order[first]
+    return order if above is None else order[score[order] > above[rows[order]]]
 
 
 def within(rows, limit):

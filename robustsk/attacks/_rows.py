@@ -1,4 +1,4 @@
-"""The door through which tables come to an attack; its functions are methods of `BaseAttack`."""
+"""The door through which samples come to an attack; its functions are methods of `BaseAttack`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import warnings
 import numpy as np
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import _check_feature_names, _check_n_features
+from sklearn.utils import check_array
+from sklearn.utils.validation import _check_feature_names, _check_n_features, validate_data
 
-from .._containers import is_dataset
+from .._containers import FLOATS, Rows, is_dataset, is_mapped, to_array
+from .._validation import check_sample_shape
 from ..victims._columns import TableRows, needs_table
 from ..victims._frames import is_missing
 from ..victims.resolve import as_victim
@@ -56,16 +58,57 @@ def table_rows(attack, X):
         What the user has passed. An unfitted space is fitted on it, unless `fit` has seen training
         data.
     """
+    return read_table(X, attack.space, vars(attack).get("space_"))
+
+
+def read_table(X, space=None, learned=None):
+    """Return `X` as rows of a table, None where it is an array of numbers without a space.
+
+    Parameters
+    ----------
+    X : object
+    space : FeatureSpace, optional
+    learned : FeatureSpace, optional
+        Fitted, in the place of one that is not.
+    """
     if isinstance(X, TableRows):
         return X
-    learned = vars(attack).get("space_")
-    if is_dataset(X) or (attack.space is None and learned is None and not needs_table(X)):
+    if is_dataset(X) or (space is None and learned is None and not needs_table(X)):
         return None
-    _check_space(attack.space)
-    space = FeatureSpace() if attack.space is None else attack.space
+    _check_space(space)
+    space = FeatureSpace() if space is None else space
     if not space.__sklearn_is_fitted__():
         space = clone(space).fit(X) if learned is None else learned
     return space.encode(X)
+
+
+def check_samples(attack, X, victim):
+    """Return `X` as a validated array, or as `Rows` that are validated when they are read.
+
+    Parameters
+    ----------
+    attack : BaseAttack
+    X : object
+        What the user has passed, and no table.
+    victim : Victim
+    """
+    lazy = Rows(X) if is_dataset(X) or is_mapped(X) else None
+    values = to_array(X) if lazy is None else lazy[:1]
+    fitted = getattr(attack, "_sample_shape", ())
+    if len(fitted) > 1 < np.ndim(values):  # of which scikit-learn would count the channels
+        check_sample_shape(np.shape(values)[1:], fitted, attack)
+    if hasattr(attack, "n_features_in_"):
+        values = validate_data(attack, values, dtype=FLOATS, allow_nd=True, reset=False)
+    else:
+        values = check_array(values, dtype=FLOATS, allow_nd=True)
+        expected = getattr(attack.estimator, "n_features_in_", values.shape[1])
+        if values.shape[1] != expected:
+            raise ValueError(
+                f"X has {values.shape[1]} features, but {victim.name} is expecting {expected} "
+                "features as input."
+            )
+    check_sample_shape(values.shape[1:], fitted or values.shape[1:], attack)
+    return values if lazy is None else lazy
 
 
 def warn_about_rows(rows, stacklevel=5):

@@ -22,19 +22,19 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 
-from .._containers import FLOATS, Rows, dataset_labels, is_dataset, is_mapped, like, stack, to_array
+from .._containers import FLOATS, dataset_labels, is_dataset, like, stack, to_array
 from .._shared import SharedParameters
-from .._validation import check_batch_size, check_labels, check_sample_shape, learn_bounds
+from .._validation import check_batch_size, check_labels, learn_bounds
 from ..victims._columns import restore
 from ..victims.engine import Engine
 from ..victims.resolve import as_victim
 from ..victims.space import FeatureSpace
 from ._parameters import ATTRIBUTES, FIRST_PARAMETER, PARAMETERS
-from ._rows import fit_table, space_of, table_rows
+from ._rows import check_samples, fit_table, space_of, table_rows
 from .objectives import resolve_objective
 from .run import Prepared, in_order_of_columns, perturb_alike, perturb_prepared, prepare, run
 from .targeting import BY_PREDICTION, choose_target, encode_target
@@ -479,26 +479,6 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
         prepared.victim.compare(values, columns=getattr(X, "columns", None))
         return prepared
 
-    def _check_X(self, X, victim):
-        """Return `X` as a validated array, or as `Rows` that are validated when they are read."""
-        lazy = Rows(X) if is_dataset(X) or is_mapped(X) else None
-        values = to_array(X) if lazy is None else lazy[:1]
-        fitted = getattr(self, "_sample_shape", ())
-        if len(fitted) > 1 < np.ndim(values):  # of which scikit-learn would count the channels
-            check_sample_shape(np.shape(values)[1:], fitted, self)
-        if hasattr(self, "n_features_in_"):
-            values = validate_data(self, values, dtype=FLOATS, allow_nd=True, reset=False)
-        else:
-            values = check_array(values, dtype=FLOATS, allow_nd=True)
-            expected = getattr(self.estimator, "n_features_in_", values.shape[1])
-            if values.shape[1] != expected:
-                raise ValueError(
-                    f"X has {values.shape[1]} features, but {victim.name} is expecting {expected} "
-                    "features as input."
-                )
-        check_sample_shape(values.shape[1:], fitted or values.shape[1:], self)
-        return values if lazy is None else lazy
-
     # without it scikit-learn leaves images as they are, whatever output is set
     @available_if(_has_columns)
     def get_feature_names_out(self, input_features: ArrayLike | None = None) -> np.ndarray:
@@ -540,8 +520,9 @@ class BaseAttack(SharedParameters, OneToOneFeatureMixin, TransformerMixin, BaseE
 
     #: Bring what has names into the order of the columns.
     _in_order = in_order_of_columns
-    #: What a table is made of, and what its columns may become.
+    #: What comes in: a table, of which is known what its columns may become, or an array.
     _space_of, _table_rows, _fit_table = space_of, table_rows, fit_table
+    _check_X = check_samples
     #: Settle everything before the first question, and attack samples or a batch of tensors: what
     #: all other methods call.
     prepare, run = prepare, run

@@ -25,7 +25,7 @@ from .._validation import (
     warn_about_radius,
     warn_about_units,
 )
-from ..victims._columns import TableRows
+from ..victims._columns import TableRows, columns_of
 from ..victims.engine import agree
 from ..victims.resolve import as_victim
 from ..victims.victim import Victim
@@ -277,7 +277,7 @@ def prepare(
     """
     attack = attack._resolved()._in_order(original, model)
     space = attack._space_of(X)
-    columns = X.space.columns_ if isinstance(X, TableRows) else None
+    columns = columns_of(X)
     victim = as_victim(model, attack=type(attack).__name__, access=attack.access, columns=columns)
     shape = X if isinstance(X, tuple) else X.shape[1:]
     norm = check_norm(attack.norm, attack.supported_norms)

@@ -8,7 +8,7 @@ import torch
 from .._tensors import column, flat
 from ..victims._frames import is_missing
 from ..victims._limits import limits_of
-from .threat import Ball, project_l1_box
+from .threat import Ball, project_l1_box, rounded_towards
 
 #: How far beyond a limit something may be by rounding, relative to the limit.
 _SLACK = 1e-9
@@ -223,9 +223,7 @@ class TableBall(Ball):
 
     def project(self, z):
         """Bring numbers into ball and range, off the grid; categories become possible ones."""
-        values = flat(z)
-        result, spent, _ = self._switch(values)
-        return self._numbers(values, result, spent).reshape(z.shape)
+        return self._relaxed(flat(z))[0].reshape(z.shape)
 
     def asked(self, z, rows=None):
         """Return the row that `z` stands for, through which gradients flow as if it were `z`."""
@@ -235,7 +233,7 @@ class TableBall(Ball):
 
     def clamp(self, z):
         """Move numbers into the range, whatever the ball; all else stays as it was."""
-        return torch.minimum(torch.maximum(z, self.low), self.high)
+        return torch.clamp(z, self.low, self.high)
 
     def settle(self, z):
         """Return the row of the space that each of `z` comes closest to.
@@ -256,10 +254,13 @@ class TableBall(Ball):
             result = self._repaired(result, relations)
         return result.reshape(z.shape)
 
-    def _settled(self, values):
+    def _relaxed(self, values):
+        """Return rows off the grid, and what their categories cost, to the power of the norm."""
         result, spent, _ = self._switch(values)
-        result = self._numbers(values, result, spent)
-        return self._on_grid(result, spent)
+        return self._numbers(values, result, spent), spent
+
+    def _settled(self, values):
+        return self._on_grid(*self._relaxed(values))
 
     def _repaired(self, result, relations):
         x = flat(self.x)
@@ -270,7 +271,7 @@ class TableBall(Ball):
             Z = torch.where(torch.from_numpy(lost).to(x.device), x, torch.from_numpy(Z).to(x))
             return _with_nan(self._settled(Z))
 
-        free = (self._constants.is_number & ~self._locked).cpu().numpy()
+        free = self.movable.cpu().numpy()
         integer = self._constants.is_integer.cpu().numpy()
         repaired = relations.repair(proposed, clean, project, integer, free, _SWEEPS)
         return torch.where(torch.as_tensor(lost).to(x.device), x, torch.as_tensor(repaired).to(x))
@@ -386,18 +387,15 @@ class TableBall(Ball):
         """Put the numbers of `values` into `result`, brought into ball and range."""
         x, number = flat(self.x), self._constants.is_number
         low, high = flat(self.lower), flat(self.upper)
-        if self.norm == np.inf:
-            moved = torch.minimum(torch.maximum(values, low), high)
-        else:
-            moved = torch.minimum(torch.maximum(values, low), high)
+        moved = torch.clamp(values, low, high)
+        if self.norm != np.inf:
             delta = torch.where(number, moved - x, 0.0)
             unit = flat(self.to_unit(delta.reshape(self.x.shape)))
             inside = self._length(unit) <= self.radius * self._share(spent) * (1 + _SLACK)
             unit = self._projected(unit, low, high, self._share(spent))
             back = x + flat(self.to_data(unit.reshape(self.x.shape)))
-            back = torch.minimum(torch.maximum(back, low), high)
-            moved = torch.where(inside[:, None], moved, back)
-        return torch.where(number & ~self._locked, moved, result)
+            moved = torch.where(inside[:, None], moved, torch.clamp(back, low, high))
+        return torch.where(self.movable, moved, result)
 
     def _projected(self, unit, low, high, share):
         radius = self.radius * share
@@ -432,15 +430,14 @@ class TableBall(Ball):
             most = ((high - x) / step + _SLACK).floor()
             least = ((low - x) / step - _SLACK).ceil()
             count = ((values - x) / step).round()
-            count = torch.minimum(torch.maximum(count, least), most)
+            count = torch.clamp(count, least, most)
             # nothing counts where there is no limit, and infinity has no grid
             count = torch.where(gridded, count, 0.0)
             if self.norm not in (np.inf, 0):
                 count = self._fewer(count, step, values, spent)
             on = torch.where(c.is_integer, (x + count * step).round(), x + count * step)
-            on = torch.minimum(torch.maximum(torch.where(count == 0, x, on), low), high)
-            moves = gridded & c.is_number & ~self._locked
-            values = torch.where(moves, on, values)
+            on = torch.clamp(torch.where(count == 0, x, on), low, high)
+            values = torch.where(gridded & self.movable, on, values)
         if c.single is not None:
             values = self._in_single(values)
         return values
@@ -449,32 +446,30 @@ class TableBall(Ball):
         """Take steps back, where rounding was generous, until the row is in the ball."""
         x, c = flat(self.x), self._constants
         limit = self.radius * self._share(spent) * (1 + _SLACK)
-        gridded = (c.step > 0) & c.is_number & ~self._locked
-        while True:
-            at = torch.where(gridded, x + count * step, values)
+        gridded = (c.step > 0) & self.movable
+
+        def units(at):
             moved = torch.where(c.is_number, at - x, 0.0)
-            unit = flat(self.to_unit(moved.reshape(self.x.shape)))
+            return flat(self.to_unit(moved.reshape(self.x.shape)))
+
+        wanted = units(values).abs()
+        while True:
+            unit = units(torch.where(gridded, x + count * step, values))
             outside = self._length(unit) > limit
             outside &= (gridded & (count != 0)).any(1)
             if not bool(outside.any()):
                 return count
-            wanted = flat(
-                self.to_unit(torch.where(c.is_number, values - x, 0.0).reshape(self.x.shape))
-            )
-            excess = torch.where(gridded & (count != 0), unit.abs() - wanted.abs(), -torch.inf)
+            excess = torch.where(gridded & (count != 0), unit.abs() - wanted, -torch.inf)
             worst = excess.argmax(1, keepdim=True)
             back = torch.zeros_like(count).scatter(1, worst, 1.0) * outside[:, None]
             count = count - back * count.sign()
 
     def _in_single(self, values):
         """Round numbers of columns in single precision towards the clean ones."""
-        x, c = flat(self.x), self._constants
-        rounded = values.float()
-        clean = x.float()
-        for _ in range(2):
-            too_far = (rounded.double() - x).abs() > (values - x).abs()
-            rounded = torch.where(too_far, torch.nextafter(rounded, clean), rounded)
-        return torch.where(c.single & ~self._locked, rounded.to(values.dtype), values)
+        x = flat(self.x)
+        rounded = rounded_towards(x.float(), values, (values - x).abs())
+        is_single = self._constants.single & ~self._locked
+        return torch.where(is_single, rounded.to(values.dtype), values)
 
 
 def _with_nan(table):

@@ -538,15 +538,34 @@ def settle(z, x, norm, eps, lower=None, upper=None):
         target = 1.0 - 16 * info.eps
         shrink = torch.where(length > target, target / length.clamp_min(1e-300), 1.0)
         delta = delta * column(shrink, delta)
-    candidate = (clean + delta).to(x.dtype)
-    for _ in range(2):
-        too_far = (candidate.double() - clean).abs() > delta.abs()
-        candidate = torch.where(too_far, torch.nextafter(candidate, x), candidate)
+    candidate = rounded_towards(x, clean + delta, delta.abs())
     if lower is not None:
         candidate = torch.clamp(
             candidate, _inward(low, x.dtype, torch.inf), _inward(high, x.dtype, -torch.inf)
         )
     return finite_or(x, z, candidate)
+
+
+def rounded_towards(x, z, most):
+    """Round perturbed values to the dtype of the clean ones, and not away from these.
+
+    Parameters
+    ----------
+    x : torch.Tensor of shape (n, ...)
+        Clean values.
+    z, most : torch.Tensor of float64 of shape (n, ...)
+        What is rounded, and how far from `x` it may be at the most.
+
+    Returns
+    -------
+    torch.Tensor of shape (n, ...)
+        In the dtype of `x`.
+    """
+    rounded, clean = z.to(x.dtype), x.double()
+    for _ in range(2):
+        too_far = (rounded.double() - clean).abs() > most
+        rounded = torch.where(too_far, torch.nextafter(rounded, x), rounded)
+    return rounded
 
 
 def finite_or(x, *results):

@@ -421,19 +421,10 @@ class PretrainTuneClassifier(SparseInput, ClassifierMixin, MetaEstimatorMixin, B
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, ...) or torch Dataset
-        y : array-like of shape (n_samples,)
-            True labels. May be omitted where `X` is a Dataset that yields them.
+        X, y, sample_weight, scoring, attack_classes
+            As in :func:`robustsk.metrics.score_adversarial`.
         attack : attack, default=None
             None means that of the tuner.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the samples.
-        scoring : str or callable, default=None
-            What is computed under the attack, such as "recall" or
-            "average_precision"; see :func:`robustsk.metrics.score_adversarial`.
-            None means accuracy.
-        attack_classes : array-like or label, default=None
-            Only samples of these classes are attacked; None means all.
 
         Returns
         -------

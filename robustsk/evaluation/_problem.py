@@ -22,9 +22,9 @@ from .._validation import (
     learn_bounds,
     names_of,
 )
+from ..attacks._rows import read_table
 from ..attacks.base import check_attack
 from ..attacks.gradient.fgsm import FGSM
-from ..attacks.gradient.pgd import PGD
 from ..attacks.noise import seeded
 from ..attacks.objectives import OBJECTIVES
 from ..attacks.threat import check_eps, check_norm
@@ -32,7 +32,7 @@ from ..attacks.wrappers.base import same_value
 from ..defenses import StandardClassifier
 from ..metrics._scores import predicted_index
 from ..victims._checks import NoGradientError
-from ..victims._columns import TableRows
+from ..victims._columns import TableRows, columns_of
 from ..victims.resolve import as_victim
 
 #: How many samples, and values, a surrogate is trained on; and as many again with noise.
@@ -137,7 +137,7 @@ class Problem:
             self.bounds = low, high
 
     def _find_victim(self):
-        columns = None if self.space is None else self.space.columns_
+        columns = columns_of(self.values)
         self.victim, self.no_gradient, self.cut, self.access = None, None, False, "gradients"
         try:
             self.victim = self.asked = as_victim(self.estimator, columns=columns)
@@ -300,7 +300,7 @@ class Problem:
 def _read(X, space, attacks):
     """Return samples as an array, or as rows of a table."""
     given = [attack.space for attack in attacks if getattr(attack, "space", None) is not None]
-    rows = PGD(space=given[0] if space is None and given else space)._table_rows(X)
+    rows = read_table(X, given[0] if space is None and given else space)
     return check_floats(X) if rows is None else rows
 
 

@@ -239,9 +239,10 @@ def robustness_report(
             )
         cost = outcome.n_forward, outcome.n_backward, time.perf_counter() - start
         rows[name] = judge(outcome.robust, *cost, outcome.X_adv, outcome.y_pred_adv)
-        worst_case.add(outcome)
+        values = problem.encode(outcome.X_adv)
+        worst_case.add(outcome, values)
         if problem.space is not None:
-            examples.append(problem.encode(outcome.X_adv))
+            examples.append(values)
         _note(name, caught, warned)
     worst = np.logical_and.reduce([row.robust for row in rows.values()])
     costs = "n_forward", "n_backward", "seconds"
@@ -386,11 +387,10 @@ class _WorstCase:
         if judge.keep == "worst":
             self._margin = self._margins(self.values)
 
-    def add(self, outcome):
+    def add(self, outcome, values):
         """Take what an attack has made worse."""
         if self.judge.scorer is None:
             return
-        values = self.problem.encode(outcome.X_adv)
         if self._margin is None:
             worse = (self.labels == outcome.y_true) & (outcome.y_pred_adv != outcome.y_true)
         else:

@@ -129,9 +129,7 @@ def _smallest(problem, examples, features):
 def _columns_in_reach(problem):
     """Return how far each column may move, and why some may not."""
     space, limits = problem.space, problem.space.limits_
-    eps = problem.space.columns_.inward(
-        np.broadcast_to(check_eps(problem.eps, problem.norm, limits.kind.shape), limits.kind.shape)
-    )
+    eps = _radius(problem)
     frozen = frozen_columns(problem)
     rows, data = [], []
     for name in space.columns_.given:
@@ -170,6 +168,13 @@ def _columns_in_reach(problem):
     return Section("columns_in_reach", title, header, rows, data)
 
 
+def _radius(problem):
+    """Return the radius of each column, in units of the space."""
+    shape = problem.space.limits_.kind.shape
+    eps = check_eps(problem.eps, problem.norm, shape)
+    return problem.space.columns_.inward(np.broadcast_to(eps, shape))
+
+
 def _reach(limits, j, eps):
     """Return how far a number may move down and up: on its grid, and no further than its range."""
     with np.errstate(divide="ignore"):
@@ -184,12 +189,9 @@ def _reach(limits, j, eps):
 def frozen_columns(problem):
     """Return why columns may not change, a dict of their names."""
     space, limits = problem.space, problem.space.limits_
-    shape = limits.kind.shape
-    inward = space.columns_.inward
-    eps = inward(np.broadcast_to(check_eps(problem.eps, problem.norm, shape), shape))
-    free = np.ones(shape, dtype=bool)
+    eps, free = _radius(problem), np.ones(limits.kind.shape, dtype=bool)
     if problem.mask is not None:
-        free = inward(check_mask(problem.mask, shape))
+        free = space.columns_.inward(check_mask(problem.mask, free.shape))
     found = {}
     for j, name in enumerate(space.columns_.names):
         column = space.columns_.columns[j]

@@ -7,7 +7,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from .._containers import check_floats, check_one_input, dataset_labels, is_dataset
 from .._validation import check_labels, encode_labels, learn_bounds
-from ..victims._columns import TableRows, needs_table
+from ..victims._columns import columns_of, needs_table
 from ..victims.ensemble import join_victims
 from ..victims.resolve import as_victim, members_as_victims
 from ..victims.victim import Victim
@@ -72,7 +72,7 @@ def prepared(attack, model, values, y_true, X, **known):
     Prepared
     """
     attack = attack._resolved()
-    columns = values.space.columns_ if isinstance(values, TableRows) else None
+    columns = columns_of(values)
     victim = as_victim(model, attack=type(attack).__name__, access=attack.access, columns=columns)
     bounds = None if columns is not None else valid_range(attack, victim, values)
     return attack.prepare(victim, values, y_true, bounds=bounds, original=X, **known)

@@ -204,8 +204,6 @@ def play(run, estimator, X, y_true, keep_samples=False, *, chosen=None, keep="fi
         attacked &= chosen
     todo = np.flatnonzero(attacked)
     X_adv = copy_of(values) if keep_samples else None
-    if keep_samples and run.space is not None:
-        X_adv = np.array(values)
     y_pred_adv, info, n_forward, n_backward = y_pred.copy(), {}, 0, 0
     run = run.take(todo)
     # the worst case over several attacks is theirs to keep

@@ -15,7 +15,7 @@ import torch
 from scipy.sparse import issparse
 
 from .._containers import to_array
-from ._frames import MISSING, is_polars, maker_of
+from ._frames import MISSING, maker_of
 
 
 class Columns:
@@ -47,7 +47,6 @@ class Columns:
 
     def __init__(self, X, labels=None, in_order=False):
         self._maker = maker = maker_of(X)
-        self.shape = tuple(np.shape(X)[1:])
         self.given = maker.given(X)
         self.names = self.given if in_order else maker.sorted(self.given)
         self.columns = maker.columns(X, self.names)
@@ -73,11 +72,6 @@ class Columns:
     def has_names(self):
         """Whether the columns have names."""
         return self._maker.has_names
-
-    @property
-    def is_plain(self):
-        """Whether they are finite numbers throughout, which need no table to be attacked."""
-        return not any(column.is_coded or column.has_missing for column in self.columns)
 
     def n_values(self, number):
         """Return how many labels a column has, with what is missing."""
@@ -247,10 +241,17 @@ def check_not_sparse(X):
         )
 
 
+def columns_of(X):
+    """Return the columns of what are rows of a table, None for arrays."""
+    return X.space.columns_ if isinstance(X, TableRows) else None
+
+
 def needs_table(X):
     """Tell a table with labels or missing values from numbers that are attacked as they are."""
-    if is_polars(X) or (hasattr(X, "iloc") and hasattr(X, "columns")):
-        return not Columns(X).is_plain
+    maker = maker_of(X)
+    if maker.has_names:
+        columns = (maker.column(name, X[name]) for name in maker.given(X))
+        return any(column.is_coded or column.has_missing for column in columns)
     if not isinstance(X, np.ndarray) or X.ndim != 2:
         return False
     # of objects scikit-learn makes numbers, if it can

@@ -161,8 +161,7 @@ class _Numbers(nn.Module):
 
 
 def _codes(x, sizes):
-    codes = x.detach().nan_to_num().round().long()
-    return torch.minimum(codes.clamp_min(0), sizes - 1)
+    return x.detach().nan_to_num().round().long().clamp_min(0).clamp_max(sizes - 1)
 
 
 def as_numbers(columns):
@@ -267,7 +266,7 @@ class _Tabulated(nn.Module):
         for column, is_coded in enumerate(self.is_coded):
             value, gain = x[:, column], getattr(self, f"gain{column}")
             if is_coded:
-                row = value.nan_to_num().round().long().clamp(0, self.sizes[column] - 1)
+                row = _codes(value, self.sizes[column])
             else:
                 row = self._row_of(value, getattr(self, f"values{column}"), self.fills[column])
             total = total + gain[row]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import numbers
 import warnings
 from collections.abc import Mapping
 
 import numpy as np
 
+from .._validation import check_known
 from ._frames import is_missing
 from .expressions import Column, Relation
 from .relations import Relations
@@ -84,7 +84,7 @@ class Limits:
     def __init__(self, space, columns, values):
         self._space, self._columns = space, columns
         self._learn_kinds(values)
-        self._learn_groups(values)
+        self._learn_groups()
         self._learn_numbers(values)
         self._learn_categories(values)
         self._learn_relations(values)
@@ -111,16 +111,7 @@ class Limits:
         return list(self._columns.inward(value))
 
     def _check_names(self, given, what):
-        names = self._columns.names
-        unknown = [name for name in given if name not in names]
-        if unknown:
-            written = [str(name) for name in names]
-            close = difflib.get_close_matches(str(unknown[0]), written, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(
-                f"space.{what} names columns that X does not have: {unknown[:10]}.{hint} X has "
-                f"{names[:20]}."
-            )
+        check_known(given, self._columns.names, f"space.{what}")
 
     def _place(self, name, what):
         self._check_names([name], what)
@@ -170,7 +161,6 @@ class Limits:
                 stacklevel=4,
             )
         self.kind = np.array(found, dtype=object)
-        self.kinds_ = dict(zip(self._columns.names, found, strict=True))
 
     @property
     def span(self):
@@ -197,7 +187,7 @@ class Limits:
                 named = [columns.names[place] for place in places]
                 raise ValueError(f"one-hot group {named} of row {row} sums to {count[row]:g}.")
 
-    def _learn_groups(self, values):
+    def _learn_groups(self):
         self.groups = []
         for given in self._space.groups:
             has_flag = isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], bool)

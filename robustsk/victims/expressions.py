@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import numbers
 import operator
@@ -13,6 +12,8 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
+
+from .._validation import did_you_mean
 
 #: How tightly each operation binds; an operand that binds less is put into parentheses.
 _BINDING = {"+": 1, "-": 1, "*": 2, "/": 2, "%": 2, "neg": 3, "**": 4}
@@ -436,7 +437,5 @@ def _shown(node, tight):
 
 def hint(name, names):
     """Return what may be meant by a name that is not there, and the names that are."""
-    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
-    meant = f" Did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(map(str, names[:20])) + (", ..." if len(names) > 20 else "")
-    return f"{meant} The columns are: {shown}."
+    return f"{did_you_mean(name, names)} The columns are: {shown}."

@@ -279,9 +279,7 @@ class FeatureSpace(BaseEstimator):
         ----------
         max_changes : int or None
         """
-        other = copy.copy(self).set_params(max_changes=max_changes)
-        other.__dict__.pop("_tensors", None)
-        return other
+        return copy.copy(self).set_params(max_changes=max_changes)
 
     def _fit(self, X, in_order=False):
         X = to_array(X)
@@ -336,11 +334,14 @@ class FeatureSpace(BaseEstimator):
                 "fit(X_train) again."
             )
         space = copy.copy(self)
-        space.__dict__.pop("_tensors", None)
         space.columns_ = self.columns_.joined(X)
         values = space.columns_.encode(X)
         self.limits_.check(values.reshape(len(values), -1), space.columns_)
         return TableRows(values, space)
+
+    def __getstate__(self):
+        # what attacks keep is about this space alone, and copies are changed
+        return {k: v for k, v in super().__getstate__().items() if k != "_tensors"}
 
     def unknown(self, values: np.ndarray) -> np.ndarray:
         """Return where rows hold a category that was not there in `fit`.

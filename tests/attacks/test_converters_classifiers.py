@@ -88,6 +88,14 @@ def logits(model, X):
     return found
 
 
+def answers(model, n_classes):
+    """Return a fitted model, samples in its reach and out of it, and their logits."""
+    X, y = data_of(n_classes)
+    model = fitted(model, X, y)
+    X = beyond(X)
+    return model, X, logits(model, X)
+
+
 PROBABILITIES = {
     "naive bayes": GaussianNB(),
     "quadratic": QuadraticDiscriminantAnalysis(reg_param=0.01),
@@ -137,10 +145,7 @@ PROBABILITIES = {
 @pytest.mark.parametrize("n_classes", [2, 3])
 @pytest.mark.parametrize("name", PROBABILITIES)
 def test_probabilities(name, n_classes):
-    X, y = data_of(n_classes)
-    model = fitted(PROBABILITIES[name], X, y)
-    X = beyond(X)
-    found = logits(model, X)
+    model, X, found = answers(PROBABILITIES[name], n_classes)
     assert found.shape == (len(X), n_classes)
     if name != "rest of probabilities" or n_classes == 2:
         proba = torch.softmax(torch.tensor(found), 1)
@@ -174,10 +179,7 @@ SCORES = {
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("name", SCORES)
 def test_scores(name, n_classes):
-    X, y = data_of(n_classes)
-    model = fitted(SCORES[name], X, y)
-    X = beyond(X)
-    found = logits(model, X)
+    model, X, found = answers(SCORES[name], n_classes)
     assert_array_equal(model.classes_[found.argmax(1)], model.predict(X))
     expected = model.decision_function(X)
     if expected.ndim == 1:

@@ -168,7 +168,8 @@ def estimate_gradient(search, z, directions, length):
         units in which the ball is round.
     """
     ball, n = search.batch.ball, directions.shape[1]
-    steps = [ball.seen(ball.to_data(length * directions[:, i])) for i in range(n)]
+    meant = [ball.to_data(length * directions[:, i]) for i in range(n)]
+    steps = [ball.seen(step) for step in meant]
     pairs = [torch.stack([ball.project(z + s), ball.project(z - s)], 1) for s in steps]
     pairs = torch.stack(pairs, 1)
     value = search.ask(pairs.flatten(1, 2)).unflatten(1, (n, 2))
@@ -179,7 +180,6 @@ def estimate_gradient(search, z, directions, length):
     apart = (pairs[:, :, 0] - pairs[:, :, 1]).masked_fill(directions == 0, 0.0)
     if ball.is_table:
         # what has been moved further than was meant, to be seen at all, counts by its length
-        meant = [ball.to_data(length * directions[:, i]) for i in range(n)]
         share = torch.stack(meant, 1) / torch.stack(steps, 1)
         apart = apart * share.square().nan_to_num(nan=1.0)
     gradient = torch.einsum("mn,mn...->m...", slope, apart) / (n * (2 * length) ** 2)

@@ -71,8 +71,7 @@ def with_best_categories(batch, queries):
             if len(about) == 0:
                 continue
             score = ask_margins(queries, points, rows[about])[1]
-            first = best_of_rows(score, about)
-            first = first[score[first] > value[rows[about[first]]]]
+            first = best_of_rows(score, about, value[rows])
             better = rows[about[first]]
             z[better], value[better] = points[first], score[first]
         rows = rows[value[rows] > before + rounding(before)]

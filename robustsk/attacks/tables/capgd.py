@@ -160,8 +160,7 @@ class _Found:
         score = part.value(logits).to(self.score).nan_to_num(nan=-torch.inf)
         if self.batch.keep != "last":
             score = score.masked_fill(part.fooled(logits), torch.inf)
-        best = best_of_rows(score, rows)
-        best = best[score[best] > self.score[rows[best]]]
+        best = best_of_rows(score, rows, self.score)
         self.z[rows[best]], self.score[rows[best]] = z[best], score[best]
         return score
 
@@ -171,8 +170,7 @@ def _switched(batch, z, score, found, rows):
     result, best = z.clone(), score.clone()
     for points, about in all_switches(batch.ball, z):
         value = found.update(points, rows[about], batch.victim(batch.ball.asked(points, about)))
-        first = best_of_rows(value, about)
-        first = first[value[first] > best[about[first]]]
+        first = best_of_rows(value, about, best)
         result[about[first]], best[about[first]] = points[first], value[first]
     return result, best
 

@@ -279,8 +279,7 @@ class _Step:
             return points.new_zeros(0)
         score = self._search.ask(points, self._rows[rows])
         rank = self._ranked(points, score, rows)
-        order = best_of_rows(rank, rows)
-        order = order[rank[order] > self._rank[rows[order]]]
+        order = best_of_rows(rank, rows, self._rank)
         here = rows[order]
         self.z[here], self.value[here], self._rank[here] = points[order], score[order], rank[order]
         return score

@@ -523,7 +523,7 @@ class _Constants:
     def of(cls, space, table):
         """Return what is known of a space; made once for each dtype and device."""
         kept = vars(space).setdefault("_tensors", {})
-        key = table.dtype, table.device
+        key = table.dtype, table.device, space.max_changes  # which is no matter of `fit`
         if key not in kept:
             kept[key] = cls(space, table)
         return kept[key]

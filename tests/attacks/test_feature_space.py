@@ -178,6 +178,16 @@ def test_categories_use_up_what_numbers_would_have():
         assert_allclose(found[:, names.index("x")] - [0, 1], left)
 
 
+def test_how_many_change_may_be_said_after_fit(loans):
+    X = loans[["home"]]
+    space = FeatureSpace().fit(X)
+    x = torch.from_numpy(np.array(space.encode(X)))
+    for most in (0, 1, 0):
+        space.set_params(max_changes=most)
+        found = TableBall(x, np.inf, 1.0, space).settle((x + 1) % 3)
+        assert torch.equal(found, (x + 1) % 3 if most else x)
+
+
 def test_a_table_of_costs_forbids_moves():
     X = pd.DataFrame({"c": ["a", "b", "c"]})
     table = pd.DataFrame([[0, 0.2, np.inf], [0.5, 0, 0.1], [0.1, 0.1, 0]], list("abc"), list("abc"))
